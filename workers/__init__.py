@@ -1,0 +1,1 @@
+"""The work that ships with ZeroG: each folder is one application."""

@@ -1,0 +1,1 @@
+"""Examples: real work of the kinds that ZeroG is for."""

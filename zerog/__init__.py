@@ -1,0 +1,62 @@
+"""ZeroG: a job server.  A client POSTs a job and gets a UUID; workers run it; the client polls and fetches the data.
+
+The five-minute tour::
+
+    # mywork/jobs.py
+    import zerog
+    from pydantic import Field
+
+    class Resize(zerog.Job):
+        \"\"\"Resize one image.\"\"\"
+
+        job_type = "resize"
+
+        path: str
+        width: int = Field(640, gt=0)
+
+        def run(self, context: zerog.Context) -> dict:
+            for tile in context.track(range(12)):
+                ...
+            return {"tiles": 12}
+
+    $ zerog up --applications mywork
+    $ curl -X POST localhost:8888/run/resize -H 'Content-Type: application/json' -d '{"path": "a.png"}'
+    $ curl localhost:8888/jobs/<uuid>/progress
+    $ curl localhost:8888/jobs/<uuid>/data
+
+Names are loaded when they are touched, so that ``import zerog.client`` needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zerog.client import Client
+    from zerog.exceptions import Fail, Retry
+    from zerog.job import Context, Job
+    from zerog.outcome import Requeued as Requeue
+    from zerog.outcome import Succeeded
+
+__version__ = "0.1.0"
+
+__all__ = ["Client", "Context", "Fail", "Job", "Requeue", "Retry", "Succeeded", "__version__"]
+
+_PLACES = {
+    "Client": ("zerog.client", "Client"),
+    "Context": ("zerog.job", "Context"),
+    "Fail": ("zerog.exceptions", "Fail"),
+    "Job": ("zerog.job", "Job"),
+    "Requeue": ("zerog.outcome", "Requeued"),
+    "Retry": ("zerog.exceptions", "Retry"),
+    "Succeeded": ("zerog.outcome", "Succeeded"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module, attribute = _PLACES[name]
+    except KeyError:
+        raise AttributeError(f"module 'zerog' has no attribute {name!r}") from None
+    return getattr(importlib.import_module(module), attribute)

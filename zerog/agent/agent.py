@@ -1,0 +1,439 @@
+"""Agent: one running worker daemon.
+
+One main thread with one selector loop over all slots, and the thread of the chores with connections of its own.  A turn
+of the loop: hear what happened, do what time asks for, let every slot that needs the store do one step inside one
+commit, then what had to wait for that commit, then ask for more work.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from zerog.agent.attempt import Terms
+from zerog.agent.pipe import BrokenPipe
+from zerog.agent.process import Child, Program
+from zerog.agent.slot import Phase, Slot
+from zerog.clock import Clock
+from zerog.exceptions import QueueUnavailable, StoreUnavailable, Superseded
+from zerog.leases import LeaseWatch
+from zerog.manager import Manager
+from zerog.queue.base import Queue
+from zerog.sweep import Chores
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at the records of running jobs, where a cancel may stand.
+_LOOK_EVERY = 1.0
+#: Seconds after which the loop looks around although nothing happened; shorter while something is away.
+_IDLE, _AWAY = 5.0, 0.25
+#: Share of ``max_jobs`` after which the successor of a child is started.
+_SPARE_AT = 0.9
+_CHILD_BACKOFF = 30.0
+#: Reads of what a dead child left in its pipe; a socket's buffer holds less.
+_REST_READS = 16
+
+
+class Agent:
+    """Reserves ids, hands each to a child process, and answers for it until it ends.
+
+    ``slots`` jobs run at once.  ``drain`` is the seconds that running jobs get after the first signal, ``sweep`` those
+    between two walks.  ``run`` must be called in the main thread.
+    """
+
+    def __init__(
+        self,
+        manager: Manager,
+        queue: Queue,
+        clock: Clock,
+        terms: Terms,
+        program: Program,
+        slots: int,
+        drain: float = 60.0,
+        sweep: float = 30.0,
+    ) -> None:
+        self._manager = manager
+        self._clock = clock
+        self._terms = terms
+        self._program = program
+        self._drain = drain
+        watch = LeaseWatch(clock, terms.lease)
+        queues = [queue, *(queue.another() for _ in range(slots - 1))]
+        self._slots = [Slot(manager, one, clock, watch, terms) for one in queues]
+        self._selector = selectors.DefaultSelector()
+        self._chores = Chores(manager, sweep, [self._probe_store])
+        self._store_away = False
+        self._signals = 0
+        self._drain_until: float | None = None
+        self._look_at = 0.0
+        self._spares: list[Child] = []
+        self._start_after = 0.0
+        self._start_delay = 0.5
+        self._asked: dict[Slot, int] = {}
+        self._paused: set[Child] = set()
+
+    def run(self) -> None:
+        """Work until a signal has drained the agent."""
+        self._catch_signals()
+        self._chores.start()
+        logger.info("agent %s serves %s with %d slots", self._terms.agent, ", ".join(self._terms.tubes), len(self._slots))
+        try:
+            while not self._finished():
+                self._turn()
+        finally:
+            self._close()
+        logger.info("agent %s stopped", self._terms.agent)
+
+    def stop(self) -> None:
+        """Drain; the second call stops now."""
+        self._signals += 1
+
+    # The turn
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(self._timeout()):
+            self._guard(key.data)
+        now = self._clock.monotonic()
+        if self._signals:
+            self._advance_drain(now)
+        self._tend_children(now)
+        for slot in self._slots:
+            slot.tick(now)
+        self._store_steps(now)
+        self._ask_for_work()
+
+    def _guard(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except QueueUnavailable as error:
+            self._queue_lost(error)
+
+    def _timeout(self) -> float:
+        now = self._clock.monotonic()
+        if not self._store_away and any(slot.wants_store(now) for slot in self._slots):
+            return 0.0
+        times = [slot.next_time() - now for slot in self._slots]
+        times += [slot.queue.look_within() for slot in self._asked]
+        times.append(_AWAY if self._store_away or self._manager.queue_away or self._signals else _IDLE)
+        if any(slot.phase is Phase.RUNNING for slot in self._slots):
+            times.append(self._look_at - now)
+        if any(slot.child is None for slot in self._slots):
+            times.append(self._start_after - now)
+        return max(0.0, min(times))
+
+    # The store
+
+    def _store_steps(self, now: float) -> None:
+        """Let every slot that needs it do one step with the store, all inside one commit."""
+        if self._store_away:
+            return
+        slots = [slot for slot in self._slots if slot.wants_store(now)]
+        looking = now >= self._look_at and any(slot.phase is Phase.RUNNING for slot in self._slots)
+        if not slots and not looking:
+            return
+        followups: list[Callable[[], None]] = []
+        try:
+            if slots:
+                with self._manager.store.together():
+                    for slot in slots:
+                        followups.append(self._step(slot, now))
+        except StoreUnavailable as error:
+            # None of it counts: every slot does its step again when the store is back, and finds what had happened.
+            self._store_lost(error)
+            return
+        for followup in followups:
+            self._guard_pipe(followup)
+        if looking:
+            self._look(now)
+
+    def _step(self, slot: Slot, now: float) -> Callable[[], None]:
+        try:
+            return slot.step(now)
+        except Superseded:
+            return slot.lost_token
+        except StoreUnavailable:
+            raise
+        except Exception:
+            # A defect, or a document that nobody foresaw: this job waits, the agent and its other jobs go on.
+            logger.exception("slot failed, its job is given back")
+            return slot.abandon
+
+    def _guard_pipe(self, followup: Callable[[], None]) -> None:
+        try:
+            followup()
+        except BrokenPipe:
+            return  # the end of the child is heard separately
+
+    def _look(self, now: float) -> None:
+        """Look at the records of what runs here: a cancel, or another attempt, may stand there."""
+        running = {slot.attempt.uuid: slot for slot in self._slots if slot.attempt and slot.phase is Phase.RUNNING}
+        try:
+            found = self._manager.read_many(list(running))
+        except StoreUnavailable as error:
+            self._store_lost(error)
+            return
+        self._look_at = now + _LOOK_EVERY
+        for uuid, slot in running.items():
+            attempt, held = slot.attempt, found.get(uuid)
+            if attempt is None or held is None:
+                continue
+            if held.record.terminal or held.record.attempt != attempt.number:
+                if slot.stop is None:
+                    slot.lost_token()
+            elif held.record.cancel_requested:
+                self._guard_pipe(lambda slot=slot: slot.begin_cancel(now))  # type: ignore[misc]
+
+    def _store_lost(self, error: StoreUnavailable) -> None:
+        if not self._store_away:
+            logger.warning("store away, running jobs go on: %s", error)
+        self._store_away = True
+
+    def _probe_store(self) -> None:
+        """Ask the store for a sign of life, in the thread of the chores."""
+        if self._store_away:
+            self._manager.store.probe()
+            self._store_away = False
+            logger.info("store back")
+
+    # The queue
+
+    def _ask_for_work(self) -> None:
+        if self._manager.queue_away:
+            for slot in self._slots:
+                self._unregister_queue(slot)
+                slot.queue_lost()
+            return
+        for slot in self._slots:
+            if slot.phase is not Phase.WAITING:
+                self._unregister_queue(slot)
+            try:
+                if self._signals:
+                    slot.delete_done()
+                elif not self._store_away and slot.wants_to_ask():
+                    slot.ask()
+                    slot.on_queue()
+                elif slot.phase is Phase.WAITING and slot.queue.look_within() <= 0:
+                    slot.on_queue()
+            except QueueUnavailable as error:
+                self._queue_lost(error)
+                return
+            if slot.phase is Phase.WAITING and slot not in self._asked:
+                self._register_queue(slot)
+
+    def _register_queue(self, slot: Slot) -> None:
+        descriptor = slot.queue.fileno()
+        self._asked[slot] = descriptor
+        self._selector.register(descriptor, selectors.EVENT_READ, slot.on_queue)
+
+    def _unregister_queue(self, slot: Slot) -> None:
+        descriptor = self._asked.pop(slot, None)
+        if descriptor is not None:
+            self._selector.unregister(descriptor)
+
+    def _queue_lost(self, error: QueueUnavailable) -> None:
+        if not self._manager.queue_away:
+            logger.warning("queue away: %s", error)
+        self._manager.queue_away = True  # the chores probe it
+
+    # The children
+
+    def _tend_children(self, now: float) -> None:
+        for slot in self._slots:
+            child = slot.child
+            if child is None or (slot.retire_child and slot.phase is Phase.IDLE):
+                if child is not None:
+                    self._close_child(child)
+                    slot.child = None
+                if not self._signals:
+                    self._give_child(slot, now)
+            elif slot.phase is Phase.RUNNING and slot.attempt is not None and not self._signals:
+                if slot.attempt.job.fresh_process or child.jobs + 1 >= self._terms.max_jobs * _SPARE_AT:
+                    self._prepare_spare(now)
+            self._throttle(slot)
+
+    def _give_child(self, slot: Slot, now: float) -> None:
+        if self._spares:
+            child: Child | None = self._spares.pop(0)
+        else:
+            child = self._start_child(now)
+        if child is not None:
+            slot.adopt(child)
+
+    def _prepare_spare(self, now: float) -> None:
+        if not self._spares:
+            child = self._start_child(now)
+            if child is not None:
+                self._spares.append(child)
+
+    def _start_child(self, now: float) -> Child | None:
+        if now < self._start_after:
+            return None
+        try:
+            child = Child(self._program)
+        except (OSError, BrokenPipe) as error:
+            logger.error("a child cannot be started: %s", error)
+            self._delay_starts(now)
+            return None
+        self._selector.register(child.pipe, selectors.EVENT_READ, lambda: self._on_pipe(child))
+        self._selector.register(child.end, selectors.EVENT_READ, lambda: self._on_gone(child))
+        for name, descriptor in child.streams.items():
+            self._selector.register(descriptor, selectors.EVENT_READ, lambda name=name: self._on_stream(child, name))
+        return child
+
+    def _delay_starts(self, now: float) -> None:
+        self._start_after = now + self._start_delay
+        self._start_delay = min(_CHILD_BACKOFF, self._start_delay * 2)
+
+    def _slot_of(self, child: Child) -> Slot | None:
+        return next((slot for slot in self._slots if slot.child is child), None)
+
+    def _on_pipe(self, child: Child) -> None:
+        slot = self._slot_of(child)
+        try:
+            child.pipe.read()
+            while (message := child.pipe.next()) is not None:
+                if isinstance(message, dict) and message.get("t") == "ready":
+                    child.ready = True
+                    self._start_delay = 0.5
+                elif slot is not None:
+                    slot.on_message(message)
+        except BrokenPipe:
+            self._on_gone(child)
+        except (KeyError, TypeError, ValueError, AssertionError):
+            logger.exception("child=%d said what is no message", child.pid)
+            self._on_gone(child)
+
+    def _throttle(self, slot: Slot) -> None:
+        """Read no more from a child whose output waits for the store, and read again when it does not."""
+        child = slot.child
+        if child is None:
+            return
+        if slot.full and child not in self._paused:
+            self._paused.add(child)
+            self._selector.unregister(child.pipe)
+        elif not slot.full and child in self._paused:
+            self._paused.discard(child)
+            self._selector.register(child.pipe, selectors.EVENT_READ, lambda: self._on_pipe(child))
+        if child.pipe.unsent:
+            self._guard_pipe(child.pipe.flush)
+
+    def _on_stream(self, child: Child, name: str) -> None:
+        slot = self._slot_of(child)
+        if slot is None:
+            data = child.read_stream(name)
+            alive = data is None or bool(data)
+            if data:
+                logger.warning("child=%d says while it starts: %s", child.pid, data[:2000].decode("utf-8", "replace"))
+        else:
+            alive = slot.on_stream(name, said=self._say_outside)
+        if not alive:
+            self._selector.unregister(child.streams[name])
+
+    @staticmethod
+    def _say_outside(child: Child, name: str, data: bytes) -> None:
+        logger.warning("child=%d says on %s outside a job: %r", child.pid, name, data[:2000])
+
+    def _on_gone(self, child: Child) -> None:
+        now = self._clock.monotonic()
+        slot = self._slot_of(child)
+        if not child.ready:
+            logger.error("child=%d %s before it was ready", child.pid, child.exit_text())
+            self._delay_starts(now)
+        if slot is not None:
+            self._await_end(child)
+            self._read_rest(child, slot)
+            slot.on_gone()
+            # Closed here, also in the middle of a job: the pipe would stay readable for ever.
+            slot.child = None
+        elif child in self._spares:
+            self._spares.remove(child)
+        self._close_child(child)
+
+    @staticmethod
+    def _read_rest(child: Child, slot: Slot) -> None:
+        """Hear what the child had said before it ended."""
+        with suppress(BrokenPipe, KeyError, TypeError, ValueError):
+            for _ in range(_REST_READS):
+                child.pipe.read()
+                while (message := child.pipe.next()) is not None:
+                    slot.on_message(message)
+
+    @staticmethod
+    def _await_end(child: Child) -> None:
+        """A pipe can break a moment before its process is gone; a child that closed it and lives on is ended."""
+        end = time.monotonic() + 0.2
+        while not child.gone() and time.monotonic() < end:
+            time.sleep(0.002)
+
+    def _close_child(self, child: Child) -> None:
+        for descriptor in (child.pipe, child.end, *child.streams.values()):
+            with suppress(KeyError, ValueError):
+                self._selector.unregister(descriptor)
+        self._paused.discard(child)
+        child.close()
+
+    # The end
+
+    def _catch_signals(self) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        self._wakeup = (ours, theirs)
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._woken(ours))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stop())
+
+    @staticmethod
+    def _woken(end: socket.socket) -> None:
+        with suppress(BlockingIOError):
+            end.recv(64)
+
+    def _advance_drain(self, now: float) -> None:
+        if self._drain_until is None:
+            self._drain_until = now + self._drain
+            running = sum(slot.phase is Phase.RUNNING for slot in self._slots)
+            logger.info("draining: %d jobs run, at most %g s", running, self._drain)
+            for slot in self._slots:
+                self._unregister_queue(slot)
+                with suppress(QueueUnavailable):
+                    slot.withdraw()
+            for child in self._spares:
+                self._close_child(child)
+            self._spares.clear()
+        at_once = self._signals > 1
+        over = at_once or now >= self._drain_until
+        for slot in self._slots:
+            if slot.phase is Phase.CLAIMING or (over and slot.phase is Phase.RUNNING and slot.may_give_back(at_once)):
+                slot.give_back(now, at_once)
+
+    def _finished(self) -> bool:
+        if not self._signals or self._drain_until is None:
+            return False
+        if all(slot.phase in (Phase.IDLE, Phase.WAITING) for slot in self._slots):
+            return True
+        # The store is away for longer than anybody waits: the leases will lapse, and others take over.
+        hopeless = self._drain_until + 3 * self._terms.grace + self._terms.lease
+        return self._store_away and self._clock.monotonic() > (0 if self._signals > 1 else hopeless)
+
+    def _close(self) -> None:
+        self._chores.stop()
+        for slot in self._slots:
+            if slot.child is not None:
+                self._close_child(slot.child)
+            with suppress(QueueUnavailable):
+                slot.delete_done()
+            slot.queue.close()
+        for child in self._spares:
+            self._close_child(child)
+        self._chores.join(self._terms.grace)
+        self._manager.close_queue()
+        signal.set_wakeup_fd(-1)
+        for end in self._wakeup:
+            end.close()
+        self._selector.close()

@@ -1,0 +1,137 @@
+"""Attempt: what a slot knows of the attempt that it answers for, and what all slots of an agent share."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zerog.agent.executor import MAX_MESSAGE, shorten
+from zerog.agent.recorder import Lines, Recorder
+from zerog.datastore.blobs import BlobWriter
+from zerog.job import Job
+from zerog.manager import Held
+from zerog.outcome import Cancelled, Crashed, Failed, Outcome, Requeued, Result, Succeeded
+from zerog.record import Event
+
+#: Seconds between two writes of a job's progress, and before the first: short jobs need none.
+WRITE_EVERY = 1.0
+FIRST_WRITE = 0.25
+
+_MAX_PROGRESS_MESSAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What all slots of an agent share: its name, its timings in seconds, what it serves."""
+
+    agent: str
+    tubes: Sequence[str]
+    lease: float
+    grace: float
+    time_limit: float | None
+    max_jobs: int
+    max_memory: int
+
+
+@dataclass(slots=True)
+class Stop:
+    """The ending of a child that will not be waited for: what is recorded then, and when it becomes rougher."""
+
+    outcome: Outcome | None
+    signals: list[signal.Signals]
+    next: float
+    told: bool = False
+
+
+class Attempt:
+    """What the slot knows of the attempt that it answers for."""
+
+    def __init__(self, held: Held, job: type[Job], now: float, terms: Terms) -> None:
+        self.held = held
+        self.number = held.record.attempt
+        self.uuid = held.record.uuid
+        self.job = job
+        self.recorder = Recorder(self.uuid, self.number)
+        self.lines = {name: Lines(MAX_MESSAGE) for name in ("stdout", "stderr")}
+        self.completeness: float | None = None
+        self.message: str | None = None
+        self.renew_at = now + terms.lease / 3
+        self.touch_at = now + terms.lease / 3
+        self.write_at = now + FIRST_WRITE
+        limit = job.time_limit if job.time_limit is not None else terms.time_limit
+        self.limit = limit
+        self.limit_at = now + limit if limit is not None else None
+        self.output: BlobWriter | None = None
+        self.media_type = ""
+        self.waiting_output = bytearray()
+        self.outcome: Outcome | None = None
+        self.told = False
+        self.said_end = False
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is something to report."""
+        return self.completeness is not None or self.message is not None or self.recorder.pending
+
+    def report_due(self, now: float) -> bool:
+        """Return whether the record is to be written now: to renew the lease, or with news, once a second."""
+        return now >= self.renew_at or (self.dirty and now >= self.write_at)
+
+    def take_report(self, message: dict[str, Any]) -> None:
+        """Take what the child says of its job; the last progress wins."""
+        if message.get("completeness") is not None:
+            self.completeness = message["completeness"]
+        if message.get("message") is not None:
+            self.message = shorten(message["message"], _MAX_PROGRESS_MESSAGE)
+        for at, level, text, code in message["events"]:
+            self.recorder.add(Event(at, level, text, code))
+        dropped = message.get("dropped")
+        if dropped:
+            self.recorder.drop(dropped["events"], dropped["bytes"])
+
+    def stored_output(self) -> BlobWriter:
+        """Store what has come of the output and return the writer as it stands then.
+
+        The attempt goes on from it only when the store has confirmed; otherwise the same bytes are written again.
+        """
+        assert self.output is not None
+        writer = self.output.mark()
+        writer.write(bytes(self.waiting_output))
+        return writer
+
+    def say_end(self, at: float) -> None:
+        """Leave one entry among the errors for a spent error or crash."""
+        if self.said_end:
+            return
+        self.said_end = True
+        match self.outcome:
+            case Failed(message=message, traceback=trace, reason=reason):
+                self.recorder.add(Event(at, "error", message, traceback=trace, reason=reason))
+            case Crashed(message=message):
+                self.recorder.add(Event(at, "error", message, reason="crashed"))
+
+
+def read_outcome(message: dict[str, Any]) -> Outcome:
+    """Return the outcome that a child's message describes."""
+    match message["kind"]:
+        case "succeeded":
+            inline = message.get("inline")
+            result = None
+            if inline is not None:
+                result = Result("application/json", len(inline.encode()), inline=inline)
+            return Succeeded(result, message["code"])
+        case "requeued":
+            return Requeued(message["delay"], message["state"])
+        case "cancelled":
+            return Cancelled()
+    return Failed(
+        message["message"],
+        message["reason"],
+        message["code"],
+        message["traceback"],
+        message["final"],
+        message["after"],
+        message["free"],
+    )

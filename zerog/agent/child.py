@@ -1,0 +1,135 @@
+"""The child process: runs user code and reports through the pipe.  Started by exec: ``python -m zerog.agent.child``.
+
+It dies with its agent (R13): by the parent-death signal, and at the end of the pipe.  Between two jobs it puts back
+what a job may have changed in the process: signal handlers, working directory, umask and environment.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from zerog.agent.executor import Executor, PipeReporter
+from zerog.agent.pipe import BrokenPipe, ChildPipe
+from zerog.registry import Registry
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+
+
+def main() -> None:
+    """Serve the agent that started this process until the pipe ends."""
+    descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
+    _die_with(parent)
+    os.set_inheritable(descriptor, False)
+    pipe = ChildPipe(socket.socket(fileno=descriptor))
+    try:
+        _serve(pipe)
+    except (BrokenPipe, OSError):
+        # The agent is gone; nobody would read what an orderly end might say.
+        os._exit(0)
+
+
+def _serve(pipe: ChildPipe) -> None:
+    hello = pipe.receive()
+    assert isinstance(hello, dict)
+    _set_up(hello)
+    registry = Registry.from_applications(hello["applications"])
+    executor = Executor(registry, pipe, PipeReporter(pipe), hello["maxResult"])
+    surroundings = Surroundings.now()
+    pipe.send({"t": "ready"})
+    while True:
+        message = pipe.receive()
+        if not isinstance(message, dict) or message.get("t") != "run":
+            continue  # a cancel that came after its job had ended
+        outcome = executor.execute(message)
+        _flush_streams()
+        surroundings.restore()
+        outcome["leftovers"] = _has_processes()
+        executor.reporter.reset()
+        pipe.send(outcome)
+
+
+def _set_up(hello: dict[str, Any]) -> None:
+    sys.path[:] = hello["path"]
+    if hello["pythonPath"] is None:
+        os.environ.pop("PYTHONPATH", None)
+    else:
+        os.environ["PYTHONPATH"] = hello["pythonPath"]
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _die_with(parent: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # Orphans of the job become children of this process, so that it knows of them when the job has ended.
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(0)  # it died before the signal was set
+
+
+def _has_processes() -> bool:
+    """Return whether processes that the job started are still there; those that have ended are reaped."""
+    try:
+        while True:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return True
+    except ChildProcessError:
+        return False
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (ValueError, OSError):
+            continue  # the job closed it
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What of the process a job can change and the next one must not see."""
+
+    directory: str
+    umask: int
+    environment: dict[str, str]
+    handlers: dict[int, Any]
+
+    @classmethod
+    def now(cls) -> Surroundings:
+        """Return the surroundings as they are."""
+        mask = os.umask(0)
+        os.umask(mask)
+        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        return cls(os.getcwd(), mask, dict(os.environ), handlers)
+
+    def restore(self) -> None:
+        """Put everything back that has changed."""
+        os.umask(self.umask)
+        try:
+            os.chdir(self.directory)
+        except OSError as error:
+            print(f"the working directory cannot be restored: {error}", file=sys.stderr)
+        if dict(os.environ) != self.environment:
+            os.environ.clear()
+            os.environ.update(self.environment)
+        for number, handler in self.handlers.items():
+            if signal.getsignal(number) is not handler and handler is not None:
+                signal.signal(number, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""Recorder: what an attempt says, within its caps, on the way to the log of the job's events.
+
+Of each level the first 200 and the last 800 entries of an attempt are kept; captured output has a budget of its own,
+1 MiB by the same rule (the first fifth, the last four).  What lies between is counted as dropped.  Entries of the head
+are written in the order in which they came; each kind of tail has batches of its own, so that old ones can be removed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from zerog.clock import to_iso
+from zerog.manager import Manager
+from zerog.record import Event
+
+#: Entries a level, bytes of captured output: how much is kept of the beginning and of the end.
+FIRST, LAST = 200, 800
+OUTPUT_FIRST, OUTPUT_LAST = 1024 * 1024 // 5, 1024 * 1024 * 4 // 5
+
+#: What one batch may hold.
+_BATCH_ENTRIES = 100
+_BATCH_BYTES = 256 * 1024
+
+#: Bytes that a line of captured output costs beside its text, so that empty lines are not free.
+_LINE = 64
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One kind of entry with its own caps; weights are entries, or bytes for captured output."""
+
+    first: int
+    last: int
+    pending: deque[tuple[Event, int]] = field(default_factory=deque)
+    pending_weight: int = 0
+    written: deque[_Written] = field(default_factory=deque)
+    written_weight: int = 0
+
+
+@dataclass(slots=True)
+class _Written:
+    """A batch of a tail; ``weights`` has (weight, size) of each entry, ``number`` is 0 until it is confirmed."""
+
+    weights: list[tuple[int, int]]
+    document: dict[str, Any] | None
+    number: int = 0
+
+
+class Recorder:
+    """Collects the entries of one attempt.
+
+    ``flush`` writes them; until ``confirm`` says that the write counts, the next ``flush`` writes the same batches
+    again under the same names, so that nothing is lost and readers can drop what came twice.
+    """
+
+    def __init__(self, uuid: str, attempt: int) -> None:
+        self._uuid = uuid
+        self._attempt = attempt
+        self._head: list[tuple[Event, int]] = []
+        self._lanes = {level: _Lane(FIRST, LAST) for level in ("event", "warning", "error")}
+        self._lanes["output"] = _Lane(OUTPUT_FIRST, OUTPUT_LAST)
+        self._dropped = {"events": 0, "bytes": 0}
+        self._batch = 0
+        self._unsaid = False
+        self._unconfirmed: list[_Written] = []
+        self._cuts: list[tuple[int, int]] = []
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to write."""
+        return bool(
+            self._head or self._unsaid or self._unconfirmed or any(lane.pending for lane in self._lanes.values())
+        )
+
+    def add(self, event: Event) -> None:
+        """Take an entry."""
+        lane = self._lanes["output" if event.source else event.level]
+        weight = event.size() + _LINE if event.source else 1
+        if lane.first >= weight:
+            lane.first -= weight
+            self._head.append((event, weight))
+            return
+        lane.first = 0
+        lane.pending.append((event, weight))
+        lane.pending_weight += weight
+        while lane.pending_weight > lane.last:
+            gone, gone_weight = lane.pending.popleft()
+            lane.pending_weight -= gone_weight
+            self.drop(1, gone.size())
+
+    def drop(self, events: int, size: int) -> None:
+        """Count entries that were dropped on the way here."""
+        if events:
+            self._dropped["events"] += events
+            self._dropped["bytes"] += size
+            self._unsaid = True
+
+    def flush(self, manager: Manager) -> None:
+        """Write what is pending, and what an earlier flush wrote without being confirmed."""
+        if not self._unconfirmed:
+            self._prepare()
+        for number, keep in self._cuts:
+            manager.drop_events(self._uuid, number, keep)
+        for batch in self._unconfirmed:
+            assert batch.document is not None
+            batch.number = manager.append_events(self._uuid, batch.document)
+
+    def confirm(self) -> None:
+        """Say that the last flush counts."""
+        for batch in self._unconfirmed:
+            batch.document = None
+        self._unconfirmed, self._cuts = [], []
+
+    def _prepare(self) -> None:
+        """Turn what is pending into batches, and make room for them in the tails."""
+        for lane in self._lanes.values():
+            self._make_room(lane)
+        head, self._head = self._head, []
+        for part in _batches(head):
+            self._unconfirmed.append(self._written(part))
+        for lane in self._lanes.values():
+            for part in _batches(lane.pending):
+                batch = self._written(part)
+                self._unconfirmed.append(batch)
+                lane.written.append(batch)
+            lane.written_weight += lane.pending_weight
+            lane.pending.clear()
+            lane.pending_weight = 0
+        if self._unsaid and not self._unconfirmed:
+            self._unconfirmed.append(self._written([]))
+        self._unsaid = False
+
+    def _make_room(self, lane: _Lane) -> None:
+        excess = lane.written_weight + lane.pending_weight - lane.last
+        while lane.written and excess > 0:
+            oldest = lane.written[0]
+            leading = _leading(oldest.weights, excess)
+            for weight, size in oldest.weights[:leading]:
+                lane.written_weight -= weight
+                excess -= weight
+                self.drop(1, size)
+            del oldest.weights[:leading]
+            self._cuts.append((oldest.number, len(oldest.weights)))
+            if not oldest.weights:
+                lane.written.popleft()
+
+    def _written(self, part: list[tuple[Event, int]]) -> _Written:
+        self._batch += 1
+        document = {
+            "attempt": self._attempt,
+            "batch": self._batch,
+            "entries": [_document(event) for event, _ in part],
+            "dropped": dict(self._dropped),
+        }
+        return _Written([(weight, event.size()) for event, weight in part], document)
+
+
+def _leading(entries: list[tuple[int, int]], excess: int) -> int:
+    """Return how many leading entries must go so that ``excess`` is gone."""
+    count = 0
+    while excess > 0 and count < len(entries):
+        excess -= entries[count][0]
+        count += 1
+    return count
+
+
+def _batches(entries: Iterable[tuple[Event, int]]) -> list[list[tuple[Event, int]]]:
+    batches: list[list[tuple[Event, int]]] = []
+    size = 0
+    for entry in entries:
+        size += entry[0].size()
+        if not batches or len(batches[-1]) >= _BATCH_ENTRIES or size > _BATCH_BYTES:
+            batches.append([])
+            size = entry[0].size()
+        batches[-1].append(entry)
+    return batches
+
+
+def _document(event: Event) -> dict[str, Any]:
+    members = {
+        "at": to_iso(event.at),
+        "level": event.level,
+        "message": event.message,
+        "code": event.code,
+        "source": event.source,
+        "traceback": event.traceback,
+        "reason": event.reason,
+    }
+    return {name: value for name, value in members.items() if value is not None}
+
+
+class Lines:
+    """Cuts a captured stream into lines; a line longer than ``limit`` is cut and marked, the rest of it not kept."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._buffer = bytearray()
+        self._over = 0
+
+    def feed(self, data: bytes) -> list[str]:
+        """Take bytes and return the lines that are whole now."""
+        *whole, rest = data.split(b"\n")
+        lines = []
+        for part in whole:
+            self._add(part)
+            lines.append(self._take())
+        self._add(rest)
+        return lines
+
+    def end(self) -> list[str]:
+        """Return what is left without a line's end."""
+        return [self._take()] if self._buffer else []
+
+    def _add(self, part: bytes) -> None:
+        room = self._limit - len(self._buffer)
+        self._buffer += part[:room]
+        self._over += max(0, len(part) - room)
+
+    def _take(self) -> str:
+        text = self._buffer.decode("utf-8", "replace").rstrip("\r")
+        if self._over:
+            text += f"… [cut, {len(self._buffer) + self._over} bytes]"
+        self._buffer.clear()
+        self._over = 0
+        return text

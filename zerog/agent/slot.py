@@ -1,0 +1,497 @@
+"""Slot: one place in an agent, with its child, its queue connection, and the job that it answers for.
+
+What it does, in order::
+
+    IDLE ──ask──▶ WAITING ──reservation──▶ CLAIMING ──record says running──▶ RUNNING ──outcome──▶ ENDING
+      ▲                                      │ not ours                                            │ record first,
+      └──────────────────────────────────────┴───────────── queue entry second (R5) ───────────────┘
+
+Nothing here waits.  Whatever needs the store happens in ``step``, which the agent calls for all slots inside one
+commit; what must not happen before that commit is returned and called after it.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import re
+import secrets
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from zerog.agent.attempt import WRITE_EVERY, Attempt, Stop, Terms, read_outcome
+from zerog.agent.process import Child
+from zerog.clock import Clock
+from zerog.datastore.blobs import CHUNK
+from zerog.exceptions import QueueUnavailable, ReservationLost, UnknownType
+from zerog.job import Job
+from zerog.leases import LeaseWatch
+from zerog.manager import Claimed, Drop, GiveBack, Held, Manager, Missing
+from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Result, Succeeded
+from zerog.queue.base import PENDING, Queue, Reservation
+from zerog.record import Event, State
+
+logger = logging.getLogger(__name__)
+
+_UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+#: Bytes of an output that wait for the store before the child has to.
+_OUTPUT_WAITING = 4 * CHUNK
+
+#: How often an entry without a record is given back before it is deleted.
+_MISSING_LOOKS = 3
+
+#: Reads of captured output in one go, so that one flooding job leaves the others their turn.
+_STREAM_READS = 16
+
+
+class Phase(enum.Enum):
+    """Where a slot is; the module's docstring draws it."""
+
+    IDLE = enum.auto()
+    WAITING = enum.auto()
+    CLAIMING = enum.auto()
+    RUNNING = enum.auto()
+    ENDING = enum.auto()
+
+
+class Slot:
+    """One place in an agent.  Called by the agent's loop only."""
+
+    def __init__(self, manager: Manager, queue: Queue, clock: Clock, watch: LeaseWatch, terms: Terms) -> None:
+        self.manager = manager
+        self.queue = queue
+        self.terms = terms
+        self.phase = Phase.IDLE
+        self.child: Child | None = None
+        self.attempt: Attempt | None = None
+        self.stop: Stop | None = None
+        self.retire_child = False
+        self.superseded = 0
+        self.buried = 0
+        self._clock = clock
+        self._watch = watch
+        self._reservation: Reservation | None = None
+        self._done: Reservation | None = None
+        self._claim = ""
+        self._missing: dict[str, int] = {}
+
+    # Waiting for work
+
+    def wants_to_ask(self) -> bool:
+        """Return whether the slot could take a job now."""
+        return self.phase is Phase.IDLE and self.child is not None and self.child.ready and not self.retire_child
+
+    def ask(self) -> None:
+        """Ask the queue for the next entry, deleting the last one on the way."""
+        done, self._done = self._done, None
+        self.queue.ask(self.terms.tubes, done)
+        self.phase = Phase.WAITING
+
+    def withdraw(self) -> None:
+        """Stop asking: the agent drains."""
+        if self.phase is Phase.WAITING:
+            self.queue.withdraw()
+            self.phase = Phase.IDLE
+        self.delete_done()
+
+    def delete_done(self) -> None:
+        """Delete the entry of the last job now, if nothing has taken it along yet."""
+        done, self._done = self._done, None
+        if done is not None:
+            self._quietly(done.delete)
+
+    def queue_lost(self) -> None:
+        """Say that the queue is away: what was asked is asked again later."""
+        if self.phase is Phase.WAITING:
+            self.phase = Phase.IDLE
+
+    def on_queue(self) -> None:
+        """Take what the queue has for us."""
+        if self.phase is not Phase.WAITING:
+            return
+        answer = self.queue.take()
+        if answer is None:
+            self.phase = Phase.IDLE
+        elif answer is not PENDING and isinstance(answer, Reservation):
+            self._reserved(answer)
+
+    def _reserved(self, reservation: Reservation) -> None:
+        self._reservation = reservation
+        if not _UUID.fullmatch(reservation.body):
+            # R14: not ours to run, and not ours to throw away.
+            self.buried += 1
+            logger.warning("buried an entry that is no job id: %d bytes", len(reservation.body))
+            self._quietly(reservation.bury)
+            self._free()
+            return
+        self._claim = secrets.token_hex(8)
+        self.phase = Phase.CLAIMING
+
+    # What needs the store
+
+    def wants_store(self, now: float) -> bool:
+        """Return whether ``step`` has something to do."""
+        match self.phase:
+            case Phase.CLAIMING:
+                return self.child is not None and self.child.ready
+            case Phase.ENDING:
+                return True
+            case Phase.RUNNING:
+                assert self.attempt is not None
+                return bool(self.attempt.waiting_output) or self.attempt.report_due(now)
+        return False
+
+    def step(self, now: float) -> Callable[[], None]:
+        """Do one thing with the store; what is returned must be called once that is committed."""
+        match self.phase:
+            case Phase.CLAIMING:
+                return self._step_claim(now)
+            case Phase.ENDING:
+                return self._step_settle()
+            case _:
+                return self._step_report(now)
+
+    def _step_claim(self, now: float) -> Callable[[], None]:
+        assert self._reservation is not None
+        uuid = self._reservation.body.decode()
+        verdict = self.manager.claim(uuid, self.terms.agent, self._claim, self._watch)
+
+        def after() -> None:
+            match verdict:
+                case Claimed(held=held):
+                    self._missing.pop(uuid, None)
+                    self._start(held, now)
+                case GiveBack(delay=delay, priority=priority):
+                    self._give_entry_back(delay, priority)
+                case Drop():
+                    self._drop_entry()
+                case Missing():
+                    self._missed(uuid)
+
+        return after
+
+    def _start(self, held: Held, now: float) -> None:
+        assert self.child is not None
+        record = held.record
+        try:
+            job = self.manager.registry.get(record.job_type)
+        except UnknownType:
+            job = Job  # the child will say so
+        self.attempt = Attempt(held, job, now, self.terms)
+        self.phase = Phase.RUNNING
+        logger.info("started job=%s type=%s attempt=%d", record.uuid, record.job_type, record.attempt)
+        self.child.pipe.send(
+            {
+                "t": "run",
+                "uuid": record.uuid,
+                "attempt": record.attempt,
+                "jobType": record.job_type,
+                "parameters": record.parameters,
+                "state": record.job_state,
+            }
+        )
+        if record.cancel_requested:
+            self.begin_cancel(now)
+
+    def _step_report(self, now: float) -> Callable[[], None]:
+        attempt = self.attempt
+        assert attempt is not None
+        output = attempt.stored_output() if attempt.waiting_output else None
+
+        def stored() -> None:
+            if output is not None:
+                attempt.output = output
+                attempt.waiting_output.clear()
+
+        if not attempt.report_due(now):
+            return stored
+        completeness, message = attempt.completeness, attempt.message
+        attempt.recorder.flush(self.manager)
+        held = self.manager.report(attempt.held, attempt.number, completeness, message)
+
+        def after() -> None:
+            stored()
+            attempt.held = held
+            attempt.recorder.confirm()
+            attempt.completeness = attempt.message = None
+            attempt.write_at = now + WRITE_EVERY
+            attempt.renew_at = now + self.terms.lease / 3
+
+        return after
+
+    def _step_settle(self) -> Callable[[], None]:
+        attempt = self.attempt
+        assert attempt is not None and attempt.outcome is not None
+        outcome = attempt.outcome
+        if isinstance(outcome, Succeeded) and attempt.output is not None:
+            output = attempt.stored_output()
+            output.close()
+            outcome = Succeeded(Result(attempt.media_type, output.size, blob=output.blob), outcome.code)
+        attempt.say_end(self._clock.now())
+        attempt.recorder.flush(self.manager)
+        held = self.manager.settle(
+            attempt.held, attempt.number, outcome, attempt.told, attempt.completeness, attempt.message
+        )
+
+        def after() -> None:
+            record = held.record
+            logger.info(
+                "ended job=%s attempt=%d state=%s code=%d",
+                record.uuid, attempt.number, record.state, record.result_code,
+            )  # fmt: skip
+            self._settled(held)
+
+        return after
+
+    def _settled(self, held: Held) -> None:
+        """The record is written; now the queue's entry (R5)."""
+        record = held.record
+        self._end_attempt()
+        if record.state is State.QUEUED:
+            delay = (record.not_before or 0.0) - self._clock.now()
+            self._give_entry_back(max(0.0, delay), record.priority)
+        else:
+            self._drop_entry()
+
+    def lost_token(self) -> None:
+        """R12: another attempt exists, or the job has ended.  Stop the child and write nothing."""
+        attempt = self.attempt
+        self.superseded += 1
+        assert attempt is not None
+        logger.warning("superseded job=%s attempt=%d", attempt.uuid, attempt.number)
+        if self.phase is Phase.ENDING or self.child is None:
+            self._end_attempt()
+            self._drop_entry()
+        else:
+            self._stop_child(None, [signal.SIGTERM, signal.SIGKILL], self._clock.monotonic())
+
+    def abandon(self) -> None:
+        """Get over an unexpected error: end the child, give the entry back after a while, go on with the next."""
+        if self.child is not None and self.attempt is not None:
+            self.child.signal(signal.SIGKILL)
+        self._end_attempt()
+        self._give_entry_back(self.terms.lease / 3, 1000)
+
+    # Entries
+
+    def _missed(self, uuid: str) -> None:
+        looks = self._missing.get(uuid, 0) + 1
+        if looks > _MISSING_LOOKS:
+            self._missing.pop(uuid, None)
+            self._drop_entry()
+        else:
+            self._missing[uuid] = looks
+            self._give_entry_back(min(1.0, self.terms.lease / 3), 1000)
+
+    def _give_entry_back(self, delay: float, priority: int) -> None:
+        reservation = self._reservation
+        if reservation is not None:
+            self._quietly(lambda: reservation.release(delay, priority))
+        self._free()
+
+    def _drop_entry(self) -> None:
+        self._done = self._reservation
+        self._free()
+
+    def _free(self) -> None:
+        self._reservation = None
+        self.phase = Phase.IDLE
+
+    def _quietly(self, call: Callable[[], None]) -> None:
+        """Do something to the queue's entry.  If the queue is away or the entry is not ours any more, that is no
+        failure of the job: the record is written, and R3 and the sweep make the queue fit it."""
+        try:
+            call()
+        except ReservationLost:
+            logger.debug("an entry is no longer ours")
+        except QueueUnavailable as error:
+            self.manager.queue_away = True
+            logger.warning("queue away: %s", error)
+
+    def touch(self, now: float) -> None:
+        """Keep the queue's promise while the job runs."""
+        attempt = self.attempt
+        if attempt is None or now < attempt.touch_at or self._reservation is None or self.manager.queue_away:
+            return
+        attempt.touch_at = now + self.terms.lease / 3
+        self._quietly(self._reservation.touch)
+
+    # The child
+
+    def adopt(self, child: Child) -> None:
+        """Take a child that may still be starting."""
+        self.child = child
+        self.retire_child = False
+
+    def on_message(self, message: dict[str, Any] | bytes) -> None:
+        """Take what the child says."""
+        attempt = self.attempt
+        if isinstance(message, dict) and message.get("t") == "ready":
+            assert self.child is not None
+            self.child.ready = True
+        elif attempt is None or attempt.outcome is not None:
+            return
+        elif isinstance(message, bytes):
+            attempt.waiting_output += message
+        elif message["t"] == "report":
+            attempt.take_report(message)
+        elif message["t"] == "output":
+            attempt.output = self.manager.open_output(attempt.uuid, attempt.number)
+            attempt.media_type = message["mediaType"]
+        elif message["t"] == "outcome":
+            self._on_outcome(attempt, message)
+
+    @property
+    def full(self) -> bool:
+        """Whether the child must wait: so much of its output is not stored yet."""
+        return self.attempt is not None and len(self.attempt.waiting_output) >= _OUTPUT_WAITING
+
+    def _on_outcome(self, attempt: Attempt, message: dict[str, Any]) -> None:
+        child = self.child
+        assert child is not None
+        child.jobs += 1
+        if message["leftovers"] or attempt.job.fresh_process or child.jobs >= self.terms.max_jobs:
+            self.retire_child = True
+        elif child.memory() > self.terms.max_memory:
+            logger.info("recycled child=%d: more than %d bytes", child.pid, self.terms.max_memory)
+            self.retire_child = True
+        if self.stop is not None and self.stop.outcome is not None and not self.stop.told:
+            return  # it is being ended for a reason of ours, which stays the reason
+        attempt.told = bool(message["told"])
+        self._ended(attempt, read_outcome(message))
+
+    def _ended(self, attempt: Attempt, outcome: Outcome) -> None:
+        self._collect_output(attempt)
+        attempt.outcome = outcome
+        self.stop = None
+        self.phase = Phase.ENDING
+
+    def _collect_output(self, attempt: Attempt) -> None:
+        """Take the captured output that is left: the child flushed it before it sent the outcome."""
+        for name in ("stdout", "stderr"):
+            self.on_stream(name, reads=1000)
+            for line in attempt.lines[name].end():
+                self._add_line(attempt, name, line)
+
+    def on_stream(
+        self, name: str, reads: int = _STREAM_READS, said: Callable[[Child, str, bytes], None] | None = None
+    ) -> bool:
+        """Take captured output; False at its end.  ``said`` gets what was written while no job ran."""
+        child = self.child
+        if child is None:
+            return False
+        for _ in range(reads):
+            data = child.read_stream(name)
+            if data is None:
+                return True
+            if not data:
+                return False
+            if self.attempt is not None:
+                for line in self.attempt.lines[name].feed(data):
+                    self._add_line(self.attempt, name, line)
+            elif said is not None:
+                said(child, name, data)
+        return True
+
+    def _add_line(self, attempt: Attempt, name: str, line: str) -> None:
+        attempt.recorder.add(Event(self._clock.now(), "event", line, source=name))
+
+    def on_gone(self) -> None:
+        """The child's process has ended, or its pipe broke: settle what it was doing."""
+        child, attempt, stop = self.child, self.attempt, self.stop
+        if child is None:
+            return
+        if attempt is not None and self.phase is Phase.RUNNING and attempt.outcome is None:
+            text = child.exit_text() if child.gone() else "broke its pipe"
+            outcome: Outcome | None = Crashed(f"the process of attempt {attempt.number} {text} without an outcome")
+            if stop is not None:
+                outcome = stop.outcome
+            if outcome is None:
+                self._end_attempt()
+                self._drop_entry()
+            else:
+                self._ended(attempt, outcome)
+        self.stop = None
+        self.retire_child = True
+
+    def _end_attempt(self) -> None:
+        self.attempt = None
+        self.stop = None
+
+    # Stopping a child
+
+    def begin_cancel(self, now: float) -> None:
+        """R11: ask the child, then SIGTERM to its group, then SIGKILL."""
+        if self.phase is not Phase.RUNNING or self.stop is not None or self.child is None:
+            return
+        assert self.attempt is not None
+        logger.info("cancelling job=%s attempt=%d", self.attempt.uuid, self.attempt.number)
+        self.child.pipe.send({"t": "cancel"})
+        signals = [signal.SIGTERM, signal.SIGKILL]
+        self.stop = Stop(Cancelled(), signals, now + self.terms.grace, told=True)
+
+    def may_give_back(self, at_once: bool) -> bool:
+        """Return whether the child is still to be ended, or to be ended faster than it is."""
+        return self.stop is None or self.stop.told or (at_once and bool(self.stop.signals))
+
+    def give_back(self, now: float, at_once: bool) -> None:
+        """End the child without blame and give its job back, spending nothing: the agent stops."""
+        if self.phase is Phase.CLAIMING:
+            self._give_entry_back(0.0, 1000)
+        if self.phase is not Phase.RUNNING:
+            return
+        if self.stop is None:
+            outcome = GivenBack()
+        elif self.stop.outcome is not None:
+            outcome = self.stop.outcome  # type: ignore[assignment]
+        else:
+            return
+        signals = [signal.SIGKILL] if at_once else [signal.SIGTERM, signal.SIGKILL]
+        self._stop_child(outcome, signals, now)
+
+    def _stop_child(self, outcome: Outcome | None, signals: list[signal.Signals], now: float) -> None:
+        self.stop = Stop(outcome, signals, now)
+        self.retire_child = True
+        self._rougher(now)
+
+    def _rougher(self, now: float) -> None:
+        assert self.stop is not None and self.child is not None
+        if self.stop.signals:
+            self.child.signal(self.stop.signals.pop(0))
+            self.stop.told = False
+            self.stop.next = now + self.terms.grace
+        else:
+            self.stop.next = now + self.terms.grace
+
+    def tick(self, now: float) -> None:
+        """Do what time asks for: limits, rougher signals, the touch."""
+        attempt = self.attempt
+        if self.phase is not Phase.RUNNING or attempt is None:
+            return
+        if self.stop is not None:
+            if now >= self.stop.next:
+                self.retire_child = True
+                self._rougher(now)
+        elif attempt.limit_at is not None and now >= attempt.limit_at:
+            text = f"the attempt ran longer than its time limit of {attempt.limit:g} s"
+            outcome = Failed(text, reason="time_limit", code=504)
+            self._stop_child(outcome, [signal.SIGTERM, signal.SIGKILL], now)
+        self.touch(now)
+
+    def next_time(self) -> float:
+        """Return when ``tick`` or ``step`` has something to do, on the monotonic clock."""
+        attempt = self.attempt
+        if self.phase is not Phase.RUNNING or attempt is None:
+            return float("inf")
+        times = [attempt.renew_at]
+        if not self.manager.queue_away:
+            times.append(attempt.touch_at)
+        if attempt.dirty:
+            times.append(attempt.write_at)
+        if self.stop is not None:
+            times.append(self.stop.next)
+        elif attempt.limit_at is not None:
+            times.append(attempt.limit_at)
+        return min(times)

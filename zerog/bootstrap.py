@@ -1,0 +1,138 @@
+"""The composition root: settings → Manager, Agent, Application.  The only place where adapters meet the rules."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from zerog.clock import Clock
+from zerog.config import Settings
+from zerog.datastore.base import Datastore
+from zerog.exceptions import BadSetting, MissingDependency
+from zerog.manager import Manager
+from zerog.queue.base import Queue
+from zerog.registry import Registry
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a daemon is made of."""
+
+    settings: Settings
+    manager: Manager
+    registry: Registry
+    store: Datastore
+    open_queue: Callable[[], Queue]
+    clock: Clock
+
+
+def assemble(settings: Settings, deadline: float | None = None) -> Parts:
+    """Make the Manager and what it stands on.  Nothing is connected before it is used."""
+    make_importable()
+    clock = Clock()
+    deadline = deadline if deadline is not None else settings.deadline
+    registry = Registry.from_applications(settings.applications)
+    if not registry.names:
+        raise BadSetting(f"applications ({settings.sources['applications']}): there is no job type in any of them")
+    store = open_store(settings, deadline)
+    open_queue = queue_opener(settings, deadline, clock)
+    manager = Manager(store, open_queue, registry, clock, settings.service, settings.lease)
+    return Parts(settings, manager, registry, store, open_queue, clock)
+
+
+def make_importable() -> None:
+    """Let applications be imported from the current folder, as Python itself does for scripts."""
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+
+
+def open_store(settings: Settings, deadline: float) -> Datastore:
+    """Return the datastore that the settings name."""
+    if settings.datastore.startswith("sqlite:"):
+        from zerog.datastore.sqlite import SQLiteDatastore
+
+        return SQLiteDatastore(settings.sqlite_path(settings.datastore), settings.service, deadline)
+    try:
+        from zerog.datastore.couchbase import CouchbaseDatastore
+    except ImportError as error:
+        raise MissingDependency(f"datastore needs the Couchbase SDK: pip install 'zerog[couchbase]' ({error})") from error
+    url = urlsplit(settings.datastore)
+    path = [unquote(part) for part in url.path.split("/") if part]
+    if len(path) not in (1, 3) or url.hostname is None:
+        raise BadSetting(
+            f"datastore ({settings.sources['datastore']}) must be couchbase://user@host/bucket, "
+            "or couchbase://user@host/bucket/scope/collection"
+        )
+    return CouchbaseDatastore(
+        f"{url.scheme}://{url.netloc.rpartition('@')[2]}",
+        unquote(url.username or ""),
+        settings.password(),
+        path[0],
+        (path[1], path[2]) if len(path) == 3 else None,
+        service=settings.service,
+        deadline=deadline,
+        durability=settings.durability,
+    )
+
+
+def queue_opener(settings: Settings, deadline: float, clock: Clock) -> Callable[[], Queue]:
+    """Return what makes connections to the queue that the settings name."""
+    if settings.queue.startswith("sqlite:"):
+        from zerog.queue.sqlite import SQLiteQueue
+
+        path, run_dir = settings.sqlite_path(settings.queue), settings.path(settings.run_dir)
+        return lambda: SQLiteQueue(path, run_dir, deadline, clock)
+    try:
+        from zerog.queue.beanstalkd import BeanstalkdQueue
+    except ImportError as error:
+        raise MissingDependency(f"queue needs greenstalk: pip install 'zerog[beanstalkd]' ({error})") from error
+    url = urlsplit(settings.queue)
+    address: tuple[str, int] | str
+    if url.hostname is None:
+        address = url.path
+    else:
+        try:
+            address = (url.hostname, url.port or 11300)
+        except ValueError as error:
+            raise BadSetting(f"queue ({settings.sources['queue']}): {error}") from error
+    return lambda: BeanstalkdQueue(address, deadline)
+
+
+def agent_name() -> str:
+    """Return the name of an agent of this process."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def make_agent(settings: Settings) -> Agent:  # type: ignore[name-defined]  # noqa: F821
+    """Return the agent that the settings describe."""
+    from zerog.agent.agent import Agent
+    from zerog.agent.attempt import Terms
+    from zerog.agent.process import Program
+
+    # An agent must never wait so long for store or queue that its leases suffer.
+    parts = assemble(settings, min(settings.deadline, settings.lease / 10))
+    names = settings.job_types if settings.job_types is not None else tuple(parts.registry.names)
+    for name in names:
+        if name not in parts.registry:
+            known = ", ".join(parts.registry.names)
+            raise BadSetting(f"job_types ({settings.sources['job_types']}): there is no {name!r}, only {known}")
+    terms = Terms(
+        agent=agent_name(),
+        tubes=[parts.manager.tube(name) for name in names],
+        lease=settings.lease,
+        grace=settings.grace,
+        time_limit=settings.time_limit,
+        max_jobs=settings.max_jobs,
+        max_memory=settings.max_memory,
+    )
+    program = Program(settings.applications, settings.max_result)
+    slots = settings.slots or os.cpu_count() or 1
+    agent = Agent(
+        parts.manager, parts.open_queue(), parts.clock, terms, program, slots, settings.drain, settings.sweep
+    )
+    return agent

@@ -1,0 +1,293 @@
+"""The embedded datastore: one SQLite file in WAL mode with ``synchronous=FULL``.
+
+One connection a thread.  Checkpoints of the write-ahead log run in a thread of their own, because one inside a request
+is what makes the slowest requests slow.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from zerog.datastore.base import Datastore, Document, Entry
+from zerog.exceptions import AlreadyExists, Conflict, DatastoreError, NotFound, StoreAmbiguous, StoreUnavailable
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS documents (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, cas INTEGER NOT NULL,
+  body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS entries (log TEXT NOT NULL, number INTEGER NOT NULL, body BLOB,
+  PRIMARY KEY (log, number)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS chunks (id INTEGER PRIMARY KEY, blob TEXT NOT NULL, position INTEGER NOT NULL,
+  data BLOB NOT NULL, UNIQUE (blob, position));
+"""
+
+#: Pages of the write-ahead log after which a checkpoint is due, and seconds between two looks.
+_CHECKPOINT_PAGES = 1000
+_PAGE = 4096
+_CHECKPOINT_SECONDS = 0.5
+_VARIABLES = 500
+
+
+class SQLiteDatastore(Datastore):
+    """Documents, logs and blobs in one SQLite file.
+
+    ``deadline`` bounds, in seconds, how long a call waits for a lock; it cannot bound a stalled disk.
+    """
+
+    def __init__(self, path: str | Path, service: str = "zerog", deadline: float = 5.0) -> None:
+        self.path = Path(path)
+        self._prefix = f"{service}:"
+        self._deadline = deadline
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._connections: list[sqlite3.Connection] = []
+        self._closed = threading.Event()
+        self._checkpointer: threading.Thread | None = None
+
+    # Documents
+
+    def get(self, key: str) -> Document:
+        with self._errors():
+            row = self._connection.execute(
+                "SELECT body, cas FROM documents WHERE key = ?", (self._prefix + key,)
+            ).fetchone()
+        if row is None:
+            raise NotFound(key)
+        return Document(row[0], row[1])
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, Document]:
+        found: dict[str, Document] = {}
+        skip = len(self._prefix)
+        with self._errors():
+            for start in range(0, len(keys), _VARIABLES):
+                part = [self._prefix + key for key in keys[start : start + _VARIABLES]]
+                marks = ",".join("?" * len(part))
+                query = f"SELECT key, body, cas FROM documents WHERE key IN ({marks})"
+                for key, body, cas in self._connection.execute(query, part):
+                    found[key[skip:]] = Document(body, cas)
+        return found
+
+    def insert(self, key: str, body: bytes) -> int:
+        # A random start keeps a cas of a removed document from fitting its successor.
+        cas = secrets.randbits(60)
+        try:
+            with self._write() as connection:
+                connection.execute(
+                    "INSERT INTO documents (key, cas, body) VALUES (?, ?, ?)", (self._prefix + key, cas, body)
+                )
+        except sqlite3.IntegrityError as error:
+            raise AlreadyExists(key) from error
+        return cas
+
+    def replace(self, key: str, body: bytes, cas: int) -> int:
+        with self._write() as connection:
+            done = connection.execute(
+                "UPDATE documents SET body = ?, cas = cas + 1 WHERE key = ? AND cas = ?",
+                (body, self._prefix + key, cas),
+            )
+        if done.rowcount == 1:
+            return cas + 1
+        self.get(key)  # raises NotFound
+        raise Conflict(key)
+
+    def remove(self, key: str) -> None:
+        with self._write() as connection:
+            done = connection.execute("DELETE FROM documents WHERE key = ?", (self._prefix + key,))
+        if done.rowcount == 0:
+            raise NotFound(key)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        if getattr(self._local, "together", False):
+            yield
+            return
+        with self._errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+        self._local.together = True
+        try:
+            yield
+        except BaseException:
+            self._local.together = False
+            self._roll_back()
+            raise
+        self._local.together = False
+        self._commit()
+
+    # Logs
+
+    def append(self, log: str, body: bytes) -> int:
+        name = self._prefix + log
+        with self._write() as connection:
+            row = connection.execute(
+                "INSERT INTO entries (log, number, body) SELECT ?, coalesce(max(number), 0) + 1, ? FROM entries "
+                "WHERE log = ? RETURNING number",
+                (name, body, name),
+            ).fetchone()
+        return int(row[0])
+
+    def read(
+        self, log: str, after: int | None = None, before: int | None = None, limit: int = 100
+    ) -> list[Entry]:
+        name = self._prefix + log
+        if after is not None:
+            query, mark = "number > ? ORDER BY number", after
+        else:
+            query, mark = "number < ? ORDER BY number DESC", before if before is not None else 2**62
+        with self._errors():
+            rows = self._connection.execute(
+                f"SELECT number, body FROM entries WHERE log = ? AND body IS NOT NULL AND {query} LIMIT ?",
+                (name, mark, limit),
+            ).fetchall()
+        return [Entry(number, body) for number, body in rows]
+
+    def amend(self, log: str, number: int, body: bytes | None) -> None:
+        # The row stays: a log's last number must never be given out again.
+        with self._write() as connection:
+            connection.execute(
+                "UPDATE entries SET body = ? WHERE log = ? AND number = ? AND body IS NOT NULL",
+                (body, self._prefix + log, number),
+            )
+
+    def trim(self, log: str, upto: int) -> None:
+        name = self._prefix + log
+        with self._write() as connection:
+            connection.execute("UPDATE entries SET body = NULL WHERE log = ? AND number <= ?", (name, upto))
+            connection.execute(
+                "DELETE FROM entries WHERE log = ? AND number <= ? AND number < "
+                "(SELECT max(number) FROM entries WHERE log = ?)",
+                (name, upto, name),
+            )
+
+    # Blobs
+
+    def put_chunk(self, blob: str, index: int, data: bytes) -> None:
+        with self._write() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO chunks (blob, position, data) VALUES (?, ?, ?)",
+                (self._prefix + blob, index, data),
+            )
+
+    def get_chunk(self, blob: str, index: int) -> bytes:
+        with self._errors():
+            row = self._connection.execute(
+                "SELECT data FROM chunks WHERE blob = ? AND position = ?", (self._prefix + blob, index)
+            ).fetchone()
+        if row is None:
+            raise NotFound(f"chunk {index} of {blob}")
+        return bytes(row[0])
+
+    def remove_blob(self, blob: str) -> None:
+        with self._write() as connection:
+            connection.execute("DELETE FROM chunks WHERE blob = ?", (self._prefix + blob,))
+
+    # Connections
+
+    def probe(self) -> None:
+        with self._errors():
+            self._connection.execute("SELECT 1 FROM documents LIMIT 1").fetchone()
+
+    def close(self) -> None:
+        self._closed.set()
+        checkpointer = self._checkpointer
+        if checkpointer is not None and checkpointer is not threading.current_thread():
+            checkpointer.join(self._deadline)
+        with self._lock:
+            connections, self._connections = self._connections, []
+        for connection in connections:
+            try:
+                connection.close()
+            except sqlite3.Error:
+                # Another thread is in the middle of a call; the connection ends with that thread.
+                continue
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._open()
+            self._local.connection = connection
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        if self._closed.is_set():
+            raise StoreUnavailable("the datastore is closed")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnavailable(f"{self.path.parent}: {error.strerror}") from error
+        connection = sqlite3.connect(
+            self.path, timeout=self._deadline, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA wal_autocheckpoint=0")
+            connection.execute("PRAGMA cache_size=-8192")
+            connection.executescript(_SCHEMA)
+        except BaseException:
+            connection.close()
+            raise
+        with self._lock:
+            self._connections.append(connection)
+            if self._checkpointer is None:
+                self._checkpointer = threading.Thread(target=self._checkpoints, name="checkpoints", daemon=True)
+                self._checkpointer.start()
+        return connection
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection for one write, which is its own transaction outside ``together``."""
+        with self._errors():
+            yield self._connection
+
+    def _commit(self) -> None:
+        try:
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            if isinstance(error, sqlite3.OperationalError) and "disk I/O" not in str(error):
+                raise StoreUnavailable(f"the commit failed: {error}") from error
+            raise StoreAmbiguous(f"the commit failed: {error}") from error
+
+    def _roll_back(self) -> None:
+        connection = self._connection
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            # The transaction ends with its connection; the next call opens another.
+            self._local.connection = None
+            connection.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.OperationalError as error:
+            raise StoreUnavailable(f"{self.path.name}: {error}") from error
+        except sqlite3.ProgrammingError as error:
+            raise StoreUnavailable(f"the datastore is closed: {error}") from error
+        except sqlite3.Error as error:
+            raise DatastoreError(f"{self.path.name}: {error}") from error
+
+    def _checkpoints(self) -> None:
+        """Move the write-ahead log into the file from time to time; the body of a thread."""
+        wal = self.path.with_name(self.path.name + "-wal")
+        seen = 0
+        while not self._closed.wait(_CHECKPOINT_SECONDS):
+            try:
+                state = wal.stat()
+                if state.st_size < _CHECKPOINT_PAGES * _PAGE or state.st_mtime_ns == seen:
+                    continue
+                seen = state.st_mtime_ns
+                with self._errors():
+                    self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            except (OSError, DatastoreError):
+                # The file is away or busy: the log grows on and the next look tries again.
+                continue

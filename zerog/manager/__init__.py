@@ -1,0 +1,30 @@
+"""Manager: every operation on jobs, in the order of a job's life; the sole author of records.
+
+One module a group of verbs: ``records`` (reading and guarded writing, which all others use), ``submitting``,
+``running`` (claim, renew, report, output), ``settling`` (how an attempt ends), ``cancelling``, ``reading``.
+"""
+
+from __future__ import annotations
+
+from zerog.manager.cancelling import Cancelling
+from zerog.manager.reading import Page, Reading
+from zerog.manager.records import Held
+from zerog.manager.running import Claimed, Drop, GiveBack, Missing, Running
+from zerog.manager.submitting import Options, Submission, Submitted, Submitting
+
+__all__ = [
+    "Claimed",
+    "Drop",
+    "GiveBack",
+    "Held",
+    "Manager",
+    "Missing",
+    "Options",
+    "Page",
+    "Submission",
+    "Submitted",
+]
+
+
+class Manager(Submitting, Running, Cancelling, Reading):
+    """Every operation on jobs.  Synchronous, and safe to use from many threads."""

@@ -1,0 +1,35 @@
+"""Cancelling jobs (R11)."""
+
+from __future__ import annotations
+
+from zerog.exceptions import Conflict, StoreAmbiguous, StoreUnavailable
+from zerog.manager.records import CONFLICTS, Held
+from zerog.manager.settling import Settling
+from zerog.record import JobRecord, State
+
+
+class Cancelling(Settling):
+    """The verbs of a cancel."""
+
+    def cancel(self, uuid: str) -> tuple[Held, bool]:
+        """Cancel a job, or mark a running one; returns it as it is then, and whether it had ended before.
+
+        Whichever write came first wins: a job that ended in the meantime stays as it is.
+        """
+        for _ in range(CONFLICTS):
+            held = self.read(uuid)
+            record = held.record
+            if record.terminal:
+                return held, True
+            if record.cancel_requested:
+                return held, False
+            try:
+                return self._end_seen(held, self._asked), False
+            except (Conflict, StoreAmbiguous):
+                continue
+        raise StoreUnavailable(f"job {uuid} is being changed by too many at once")
+
+    def _asked(self, record: JobRecord) -> JobRecord:
+        if record.state is State.RUNNING:
+            return record.after("cancel", cancel_requested=True)
+        return self._cancelled(record)

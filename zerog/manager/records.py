@@ -1,0 +1,241 @@
+"""Reading records and writing them under their guard (R4): what every group of the Manager's verbs stands on."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from zerog import codec
+from zerog.clock import Clock
+from zerog.datastore.base import Datastore
+from zerog.exceptions import (
+    Conflict,
+    CorruptDocument,
+    NewerVersion,
+    NotFound,
+    QueueError,
+    QueueUnavailable,
+    StoreAmbiguous,
+    StoreUnavailable,
+    Superseded,
+    UnknownJob,
+)
+from zerog.queue.base import Put, Queue
+from zerog.record import JobRecord, State, from_document, to_document
+from zerog.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+#: How often a write is tried against others before the store counts as too busy.
+CONFLICTS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A record as it was read or written last; ``cas`` names that very version of its document."""
+
+    record: JobRecord
+    cas: int
+
+
+class Records:
+    """The collaborators of a Manager, and the only two ways to a record: ``read`` and a write that checks.
+
+    ``open_queue`` makes a queue connection; the Manager keeps one for each thread.  ``lease`` is in seconds.
+    """
+
+    def __init__(
+        self,
+        store: Datastore,
+        open_queue: Callable[[], Queue],
+        registry: Registry,
+        clock: Clock,
+        service: str = "zerog",
+        lease: float = 30.0,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.store = store
+        self.registry = registry
+        self.clock = clock
+        self.service = service
+        self.lease = lease
+        self._uniform = uniform
+        self._open_queue = open_queue
+        self._local = threading.local()
+        #: True after the queue did not answer: puts are left to the sweep until a probe succeeds.
+        self.queue_away = False
+
+    # Names in the store and the queue
+
+    def tube(self, job_type: str) -> str:
+        """Return the tube of a job type."""
+        return f"{self.service}.{job_type}"
+
+    @staticmethod
+    def key(uuid: str) -> str:
+        """Return the key of a record."""
+        return f"job:{uuid}"
+
+    @staticmethod
+    def events_log(uuid: str) -> str:
+        """Return the log that keeps what a job said."""
+        return f"events.{uuid}"
+
+    # Reading
+
+    def read(self, uuid: str) -> Held:
+        """Return a record; ``UnknownJob``, ``CorruptDocument`` or ``NewerVersion`` if that is not possible."""
+        try:
+            document = self.store.get(self.key(uuid))
+        except NotFound as error:
+            raise UnknownJob(f"there is no job {uuid}") from error
+        return Held(from_document(document.body), document.cas)
+
+    def read_many(self, uuids: Sequence[str]) -> dict[str, Held]:
+        """Return those of the records that exist; a damaged one as ``shown_damaged`` makes it, with cas 0."""
+        documents = self.store.get_many([self.key(uuid) for uuid in uuids])
+        found = {}
+        for uuid in uuids:
+            document = documents.get(self.key(uuid))
+            if document is None:
+                continue
+            try:
+                found[uuid] = Held(from_document(document.body), document.cas)
+            except (CorruptDocument, NewerVersion) as error:
+                found[uuid] = Held(shown_damaged(uuid, document.body, error), 0)
+        return found
+
+    # Writing
+
+    def write(self, held: Held, record: JobRecord) -> Held:
+        """Replace the very version ``held``; ``updatedAt`` moves only if something that clients watch did."""
+        if visible(record) != visible(held.record):
+            record = record.evolve(updated_at=self.clock.now())
+        cas = self.store.replace(self.key(record.uuid), to_document(record), held.cas)
+        return Held(record, cas)
+
+    def guarded(self, held: Held, attempt: int, change: Callable[[JobRecord], JobRecord]) -> Held:
+        """Change a running record on behalf of its attempt, and of no other (R4).
+
+        The version that is replaced is the one that was checked.  On a conflict, or when it is unknown whether the
+        write happened, the record is read and checked again before ``change`` is applied again.
+        """
+        for _ in range(CONFLICTS):
+            check_attempt(held.record, attempt)
+            changed = change(held.record)
+            try:
+                return self.write(held, changed)
+            except Conflict:
+                held = self.read(held.record.uuid)
+            except StoreAmbiguous:
+                held = self.read(held.record.uuid)
+                if same_content(held.record, changed):
+                    return held
+        raise StoreUnavailable(f"job {held.record.uuid} is being changed by too many at once")
+
+    # The queue
+
+    @property
+    def queue(self) -> Queue:
+        """This thread's connection to the queue."""
+        queue: Queue | None = getattr(self._local, "queue", None)
+        if queue is None:
+            queue = self._local.queue = self._open_queue()
+        return queue
+
+    def enqueue(self, records: Iterable[JobRecord]) -> bool:
+        """Put the UUIDs of queued records into their tubes; False if that is left to the sweep."""
+        now = self.clock.now()
+        puts = [
+            Put(
+                self.tube(record.job_type),
+                record.uuid.encode(),
+                record.priority,
+                max(0.0, (record.not_before or now) - now),
+                self.lease,
+            )
+            for record in records
+        ]
+        if not puts or self.queue_away:
+            return not puts
+        errors = [error for error in self._put(puts) if error is not None]
+        if errors:
+            self.queue_away = True
+            logger.warning("queue away, %d entries are left to the sweep: %s", len(errors), errors[0])
+        return not errors
+
+    def _put(self, puts: Sequence[Put]) -> list[QueueError | None]:
+        try:
+            return self.queue.put_all(puts)
+        except QueueError as error:
+            return [error] * len(puts)
+
+    def probe_queue(self) -> bool:
+        """Ask the queue for a sign of life on this thread's connection; True if it answers."""
+        try:
+            self.queue.identity()
+        except QueueUnavailable:
+            return False
+        if self.queue_away:
+            self.queue_away = False
+            logger.info("queue back")
+        return True
+
+    def close_queue(self) -> None:
+        """Close this thread's connection to the queue."""
+        queue: Queue | None = getattr(self._local, "queue", None)
+        if queue is not None:
+            queue.close()
+
+
+def check_attempt(record: JobRecord, attempt: int) -> None:
+    """Raise ``Superseded`` unless ``attempt`` is the one that may write this record."""
+    if record.state is not State.RUNNING or record.attempt != attempt:
+        raise Superseded(
+            f"attempt {attempt} of job {record.uuid} is over: the job is {record.state} in attempt {record.attempt}",
+            state=str(record.state),
+        )
+
+
+def visible(record: JobRecord) -> tuple[object, ...]:
+    """Return what the progress view shows of a record: when it changes, so do ``updatedAt`` and the ETag."""
+    return (
+        record.state,
+        record.cancel_requested,
+        record.completeness,
+        record.result_code,
+        record.message,
+        record.reason,
+        record.attempt,
+    )
+
+
+def same_content(stored: JobRecord, intended: JobRecord) -> bool:
+    """Return whether a stored record is what was meant to be written, but for the time of the write."""
+    return to_document(stored.evolve(updated_at=0.0)) == to_document(intended.evolve(updated_at=0.0))
+
+
+def shown_damaged(uuid: str, body: bytes, error: Exception) -> JobRecord:
+    """Return what can be shown of a document that is no record: a failed job that says so."""
+    newer = isinstance(error, NewerVersion)
+    try:
+        members = codec.loads(body)
+    except CorruptDocument:
+        members = {}
+    members = members if isinstance(members, dict) else {}
+    job_type, number = members.get("jobType"), members.get("number")
+    return JobRecord(
+        uuid=uuid,
+        job_type=job_type if isinstance(job_type, str) else "unknown",
+        number=number if isinstance(number, int) else 0,
+        parameters={},
+        created_at=0.0,
+        updated_at=0.0,
+        state=State.QUEUED if newer else State.FAILED,
+        result_code=-1 if newer else 500,
+        reason="newer_version" if newer else "corrupt_document",
+        message=codec.printable(str(error), 200),
+    )

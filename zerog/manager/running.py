@@ -1,0 +1,147 @@
+"""Running jobs: claim (R3), renewal and reports of the current attempt (R4, R6), and its output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zerog import codec
+from zerog.datastore.blobs import BlobWriter
+from zerog.exceptions import Conflict, CorruptDocument, NewerVersion, StoreAmbiguous, StoreUnavailable, UnknownJob
+from zerog.leases import LeaseWatch
+from zerog.manager.records import CONFLICTS, Held
+from zerog.manager.settling import Settling, with_progress
+from zerog.record import JobRecord, Lease, State
+
+#: How often the lease of a job must have been seen to move before a second entry of it is deleted.
+_LOOKS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The attempt is ours."""
+
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Not now: the entry goes back into the queue for ``delay`` seconds."""
+
+    delay: float
+    priority: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """There is nothing to run: the entry is deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """There is no record: the entry is given back a few times, since its submit may be under way, then deleted."""
+
+
+Verdict = Claimed | GiveBack | Drop | Missing
+
+
+class Running(Settling):
+    """The verbs of a running attempt."""
+
+    def claim(self, uuid: str, agent: str, claim: str, watch: LeaseWatch) -> Verdict:
+        """Begin an attempt, or say what is to be done with the queue's entry (R3).
+
+        ``claim`` is a random text that the caller makes for this claim and repeats when it is in doubt.
+        """
+        for _ in range(CONFLICTS):
+            try:
+                held = self.read(uuid)
+            except UnknownJob:
+                return Missing()
+            except NewerVersion:
+                return GiveBack(self.lease)
+            except CorruptDocument:
+                return Drop()
+            watch.heard()
+            verdict = self._claim_once(held, agent, claim, watch)
+            if verdict is not None:
+                return verdict
+        raise StoreUnavailable(f"job {uuid} is being changed by too many at once")
+
+    def _claim_once(self, held: Held, agent: str, claim: str, watch: LeaseWatch) -> Verdict | None:
+        record = held.record
+        try:
+            match record.state:
+                case State.RUNNING if record.lease is not None and record.lease.claim == claim:
+                    return Claimed(held)
+                case State.RUNNING if watch.lapsed(record):
+                    return self._take_over(held, agent, claim, watch)
+                case State.RUNNING:
+                    return Drop() if watch.moves(record.uuid) >= _LOOKS else GiveBack(self.lease / 3, record.priority)
+                case State.QUEUED if record.due(self.clock.now()):
+                    watch.forget(record.uuid)
+                    return Claimed(self.write(held, self._claimed(record, agent, claim)))
+                case State.QUEUED:
+                    wait = (record.not_before or 0.0) - self.clock.now()
+                    return GiveBack(max(0.0, wait), record.priority)
+                case _:
+                    return Drop()
+        except (Conflict, StoreAmbiguous):
+            return None  # read again: the claim in the lease says whose it is
+
+    def _claimed(self, record: JobRecord, agent: str, claim: str) -> JobRecord:
+        now = self.clock.now()
+        return record.after(
+            "claim",
+            attempt=record.attempt + 1,
+            lease=Lease(agent, claim, 0, now + self.lease),
+            agent=agent,
+            started_at=now,
+            not_before=None,
+        )
+
+    def _take_over(self, held: Held, agent: str, claim: str, watch: LeaseWatch) -> Verdict:
+        after = self.lose(held)
+        watch.forget(held.record.uuid)
+        if after.record.state is not State.QUEUED:
+            return Drop()
+        return Claimed(self.write(after, self._claimed(after.record, agent, claim)))
+
+    def report(
+        self, held: Held, attempt: int, completeness: float | None = None, message: str | None = None
+    ) -> Held:
+        """Write the progress of an attempt, which also renews its lease; without progress it only renews it.
+
+        Completeness never goes back within an attempt.
+        """
+
+        def change(record: JobRecord) -> JobRecord:
+            assert record.lease is not None  # R4 has checked that it is running
+            lease = record.lease
+            renewed = Lease(lease.agent, lease.claim, lease.sequence + 1, self.clock.now() + self.lease)
+            return with_progress(record, completeness, message).after("renew", lease=renewed)
+
+        return self.guarded(held, attempt, change)
+
+    def append_events(self, uuid: str, batch: Mapping[str, Any]) -> int:
+        """Append a batch of what an attempt said; returns its number in the log of the job's events."""
+        return self.store.append(self.events_log(uuid), codec.dumps(batch))
+
+    def drop_events(self, uuid: str, number: int, keep: int = 0) -> None:
+        """Remove a batch again but for its last ``keep`` entries: the rest lies between those that are kept.
+
+        Doing it twice is doing it once.
+        """
+        log = self.events_log(uuid)
+        if keep == 0:
+            self.store.amend(log, number, None)
+            return
+        for entry in self.store.read(log, after=number - 1, limit=1):
+            if entry.number == number:
+                batch = codec.loads(entry.body)
+                self.store.amend(log, number, codec.dumps({**batch, "entries": batch["entries"][-keep:]}))
+
+    def open_output(self, uuid: str, attempt: int) -> BlobWriter:
+        """Return a writer for the output of an attempt, under the attempt's own name (R15)."""
+        return BlobWriter(self.store, f"data.{uuid}.{attempt}")

@@ -1,0 +1,200 @@
+"""Submitting jobs: R1 (the order of the writes) and R2 (idempotency keys)."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid as uuids
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from zerog import codec
+from zerog.exceptions import (
+    AlreadyExists,
+    DatastoreError,
+    IdempotencyKeyReused,
+    StoreAmbiguous,
+    UnknownJob,
+    ZerogError,
+)
+from zerog.manager.records import Held, Records
+from zerog.record import JobRecord, to_document
+from zerog.registry import Parameters
+
+#: Seconds between a job's entry in the log and its record, after which readers may have given the entry up.
+_STALE_ENTRY = 60.0
+
+_NAMESPACE = uuids.UUID("6f1b7a52-61c5-5f0e-9d3f-7a65726f6721")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a job is to be run: ``priority`` (lower is more urgent) and ``not_before`` (seconds since 1970).
+
+    ``written`` is what the client wrote, by name, for the fingerprint of R2: ``delay=2`` and not the moment.
+    """
+
+    priority: int = 1000
+    not_before: float | None = None
+    written: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One job to be submitted.  ``key`` is the Idempotency-Key, ``principal`` whose it is."""
+
+    job_type: str
+    parameters: Parameters
+    options: Options = field(default_factory=Options)
+    key: str | None = None
+    principal: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the type, the validated parameters and the options as written."""
+        content = [self.job_type, self.parameters.values, list(self.options.written)]
+        return hashlib.sha256(codec.canonical(content)).hexdigest()
+
+    @property
+    def uuid(self) -> str:
+        """The UUID that the job gets: made from principal and key, else random."""
+        if self.key is None:
+            return str(uuids.uuid4())
+        name = f"{len(self.principal)}:{self.principal}{len(self.key)}:{self.key}"
+        return str(uuids.uuid5(_NAMESPACE, name))
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A job that is stored.  ``replayed`` says that an earlier request with the same key had made it."""
+
+    record: JobRecord
+    replayed: bool = False
+
+
+class Submitting(Records):
+    """The verbs that make jobs."""
+
+    def submit(self, submission: Submission) -> Submitted:
+        """Store a job and enqueue its UUID."""
+        done = self.submit_all([submission])[0]
+        if isinstance(done, ZerogError):
+            raise done
+        return done
+
+    def submit_all(self, submissions: Sequence[Submission]) -> list[Submitted | ZerogError]:
+        """Store many jobs side by side: the log entries, the records, and only then the queue's entries (R1).
+
+        For each the stored job, or what went wrong with it alone.  A queue that is away is no failure: the sweep puts
+        what is missing.
+        """
+        results: list[Submitted | ZerogError | None] = [None] * len(submissions)
+        chosen = [submission.uuid for submission in submissions]
+        self._replay_known(submissions, chosen, results)
+        fresh: dict[str, int] = {}
+        for index, uuid in enumerate(chosen):
+            if results[index] is None:
+                fresh.setdefault(uuid, index)
+        started = self.clock.monotonic()
+        try:
+            with self.store.together():
+                inserted = self._insert([(uuid, submissions[index]) for uuid, index in fresh.items()])
+        except DatastoreError as error:
+            return [result if result is not None else error for result in results]
+        for uuid, index in fresh.items():
+            results[index] = self._verdict(submissions[index], uuid, inserted[uuid], started)
+        # What remains has a key that another submission of this very batch used first.
+        for index, uuid in enumerate(chosen):
+            if results[index] is None:
+                results[index] = self._replay(submissions[index], uuid)
+        new = [done.record for done in results if isinstance(done, Submitted) and not done.replayed]
+        self.enqueue(new)
+        return [result for result in results if result is not None]
+
+    def _replay_known(
+        self, submissions: Sequence[Submission], chosen: Sequence[str], results: list[Submitted | ZerogError | None]
+    ) -> None:
+        keyed = [uuid for uuid, submission in zip(chosen, submissions, strict=True) if submission.key is not None]
+        if not keyed:
+            return
+        try:
+            known = self.read_many(keyed)
+        except DatastoreError as error:
+            results[:] = [error] * len(results)
+            return
+        for index, (uuid, submission) in enumerate(zip(chosen, submissions, strict=True)):
+            if submission.key is not None and uuid in known:
+                results[index] = compare(submission, known[uuid])
+
+    def _insert(self, items: Sequence[tuple[str, Submission]]) -> dict[str, Held | DatastoreError]:
+        entries = [("jobs", codec.dumps({"uuid": uuid})) for uuid, _ in items]
+        numbers = self.store.append_all(entries)
+        made: dict[str, JobRecord] = {}
+        done: dict[str, Held | DatastoreError] = {}
+        for (uuid, submission), number in zip(items, numbers, strict=True):
+            if isinstance(number, DatastoreError):
+                done[uuid] = number
+            else:
+                made[uuid] = self._record(uuid, submission, number)
+        by_type = [
+            (f"jobs.{record.job_type}", codec.dumps({"uuid": uuid, "number": record.number}))
+            for uuid, record in made.items()
+        ]
+        for uuid, entry in zip(list(made), self.store.append_all(by_type), strict=True):
+            if isinstance(entry, DatastoreError):
+                done[uuid] = entry
+                del made[uuid]
+        written = self.store.insert_all({self.key(uuid): to_document(record) for uuid, record in made.items()})
+        for uuid, record in made.items():
+            cas = written[self.key(uuid)]
+            done[uuid] = cas if isinstance(cas, DatastoreError) else Held(record, cas)
+        return done
+
+    def _record(self, uuid: str, submission: Submission, number: int) -> JobRecord:
+        now = self.clock.now()
+        return JobRecord(
+            uuid=uuid,
+            job_type=submission.job_type,
+            number=number,
+            parameters=submission.parameters.values,
+            created_at=now,
+            updated_at=now,
+            priority=submission.options.priority,
+            not_before=submission.options.not_before,
+            secrets=submission.parameters.secrets,
+            fingerprint=submission.fingerprint if submission.key is not None else None,
+        )
+
+    def _verdict(
+        self, submission: Submission, uuid: str, done: Held | DatastoreError, started: float
+    ) -> Submitted | ZerogError:
+        try:
+            if isinstance(done, AlreadyExists):
+                return self._replay(submission, uuid)
+            if isinstance(done, StoreAmbiguous):
+                done = self.read(uuid)
+            if isinstance(done, DatastoreError):
+                return done
+            if self.clock.monotonic() - started > _STALE_ENTRY:
+                done = self._append_again(done)
+            return Submitted(done.record)
+        except UnknownJob:
+            return StoreAmbiguous("the store did not confirm the job in time; repeat the request with the same key")
+        except ZerogError as error:
+            return error
+
+    def _append_again(self, held: Held) -> Held:
+        number = self.store.append("jobs", codec.dumps({"uuid": held.record.uuid}))
+        return self.write(held, held.record.evolve(number=number))
+
+    def _replay(self, submission: Submission, uuid: str) -> Submitted | ZerogError:
+        try:
+            return compare(submission, self.read(uuid))
+        except ZerogError as error:
+            return error
+
+
+def compare(submission: Submission, held: Held) -> Submitted | ZerogError:
+    """Return the job that a key has made before, or the error that says that it was for other content."""
+    if held.record.fingerprint != submission.fingerprint:
+        return IdempotencyKeyReused("this Idempotency-Key was used for another request")
+    return Submitted(held.record, replayed=True)

@@ -1,0 +1,80 @@
+"""What one attempt of a job came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Where the bytes of a result are: ``inline`` JSON text in the record, or chunks in the blob ``blob``."""
+
+    media_type: str
+    size: int
+    inline: str | None = None
+    blob: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The job is done.  A job returns it itself to give its own ``code`` of 200 to 299."""
+
+    data: Any = None
+    code: int = 200
+
+    def __post_init__(self) -> None:
+        if not 200 <= self.code <= 299:
+            raise ValueError(f"the result code of a success is 200 to 299, not {self.code}")
+
+
+@dataclass(frozen=True, slots=True)
+class Requeued:
+    """The job goes on later: after ``delay`` seconds, with ``state`` as its ``context.state``.
+
+    A job returns it under the name ``zerog.Requeue``.  It spends nothing, resets all counters, and keeps completeness.
+    """
+
+    delay: float = 0.0
+    state: Any = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.delay <= 31_536_000:
+            raise ValueError(f"a delay is 0 to 31,536,000 seconds, not {self.delay}")
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The attempt failed: one error is spent.  ``final`` forbids another attempt; ``after`` sets its delay."""
+
+    message: str
+    reason: str = "exception"
+    code: int = 500
+    traceback: str | None = None
+    final: bool = False
+    after: float | None = None
+    free: bool = False  # the failure is not the attempt's fault and spends no error
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The attempt ended because the job was cancelled."""
+
+    message: str = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """The process of the attempt is gone without an outcome."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class GivenBack:
+    """The agent stops and returns the job; nothing is spent."""
+
+    message: str = "given back by its agent"
+
+
+Outcome = Succeeded | Requeued | Failed | Cancelled | Crashed | GivenBack

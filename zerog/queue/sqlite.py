@@ -1,0 +1,376 @@
+"""The embedded queue: beanstalkd's semantics in one SQLite file of its own, with relaxed sync (a queue may lose).
+
+A waiting connection is woken by a datagram: each owns a UNIX socket in a directory beside the locks (``run_dir``), and
+whoever makes an entry ready sends one message to each of them.  A look once a second is the fallback.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from zerog.clock import Clock
+from zerog.exceptions import QueueError, QueueUnavailable, ReservationLost
+from zerog.queue.base import PENDING, Pending, Put, Queue, Reservation, TubeStats
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY AUTOINCREMENT, tube TEXT NOT NULL, body BLOB NOT NULL,
+  priority INTEGER NOT NULL, ttr REAL NOT NULL, state TEXT NOT NULL, due REAL, holder TEXT);
+CREATE INDEX IF NOT EXISTS ready ON entries (tube, priority, id) WHERE state = 'ready';
+CREATE INDEX IF NOT EXISTS timed ON entries (due) WHERE due IS NOT NULL;
+CREATE INDEX IF NOT EXISTS by_state ON entries (tube, state);
+CREATE TABLE IF NOT EXISTS identity (text TEXT NOT NULL);
+"""
+
+#: Seconds between two looks of a waiting connection that hears no notice.
+_FALLBACK = 1.0
+#: Seconds after which it is checked again whether the file is still the one that was opened.
+_RECHECK = 0.5
+
+
+class _File:
+    """The SQLite connection that the queue connections of one thread share, and the notices beside it."""
+
+    def __init__(self, path: Path, run_dir: Path, deadline: float, clock: Clock) -> None:
+        self.path = path
+        self.clock = clock
+        self.deadline = deadline
+        # One directory for each queue file: two services may share a run_dir.
+        name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+        self.notices = run_dir / f"queue-{name}"
+        self._connection: sqlite3.Connection | None = None
+        self._inode: tuple[int, int] | None = None
+        self._checked = 0.0
+
+    def connection(self) -> sqlite3.Connection:
+        if self._connection is not None and self._moved():
+            self.close()
+        if self._connection is None:
+            self._connection = self._open()
+        return self._connection
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def notice_directory(self) -> int:
+        self.notices.mkdir(parents=True, exist_ok=True)
+        return os.open(self.notices, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _moved(self) -> bool:
+        now = time.monotonic()
+        if now - self._checked < _RECHECK:
+            return False
+        self._checked = now
+        try:
+            state = self.path.stat()
+        except OSError:
+            return True
+        return (state.st_dev, state.st_ino) != self._inode
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            return self._open_file()
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            # Damaged: the store is the truth, so an empty queue is better than none.  The sweep fills it again.
+            self.path.replace(self.path.with_name(self.path.name + ".damaged"))
+            for ending in ("-wal", "-shm"):
+                self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
+            return self._open_file()
+
+    def _open_file(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=self.deadline, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.executescript(_SCHEMA)
+            connection.execute(
+                "INSERT INTO identity SELECT ? WHERE NOT EXISTS (SELECT 1 FROM identity)", (secrets.token_hex(8),)
+            )
+            state = self.path.stat()
+        except BaseException:
+            connection.close()
+            raise
+        self._inode = (state.st_dev, state.st_ino)
+        self._checked = time.monotonic()
+        return connection
+
+
+class SQLiteQueue(Queue):
+    """One connection to the queue in an SQLite file.  ``deadline`` bounds how long a call waits for a lock."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        run_dir: str | Path,
+        deadline: float = 5.0,
+        clock: Clock | None = None,
+        file: _File | None = None,
+    ) -> None:
+        self._file = file if file is not None else _File(Path(path), Path(run_dir), deadline, clock or Clock())
+        self._clock = self._file.clock
+        self._holder = secrets.token_hex(8)
+        self._socket: socket.socket | None = None
+        self._name = f"{os.getpid()}-{self._holder}"
+        self._tubes: tuple[str, ...] | None = None
+        self._look_at = 0.0
+
+    def another(self) -> Queue:
+        return SQLiteQueue(self._file.path, self._file.notices.parent, self._file.deadline, file=self._file)
+
+    # Putting
+
+    def put_all(self, puts: Sequence[Put]) -> list[QueueError | None]:
+        now = self._clock.now()
+        rows = [
+            (p.tube, p.body, p.priority, p.ttr, "delayed" if p.delay > 0 else "ready", now + p.delay if p.delay > 0 else None)
+            for p in puts
+        ]
+        try:
+            with self._transaction() as connection:
+                connection.executemany(
+                    "INSERT INTO entries (tube, body, priority, ttr, state, due) VALUES (?, ?, ?, ?, ?, ?)", rows
+                )
+        except QueueUnavailable as error:
+            return [error] * len(puts)
+        self._notify()
+        return [None] * len(puts)
+
+    # Reserving
+
+    def ask(self, tubes: Sequence[str], done: Reservation | None = None) -> None:
+        if done is not None:
+            with suppress(ReservationLost):
+                done.delete()
+        self._tubes = tuple(tubes)
+        self._listen()
+        self._look_at = 0.0
+
+    def take(self) -> Reservation | None | Pending:
+        if self._tubes is None:
+            return None
+        self._drain_notices()
+        found = self._reserve(self._tubes)
+        if found is None:
+            return PENDING
+        self._tubes = None
+        return found
+
+    def withdraw(self) -> None:
+        self._tubes = None
+
+    def fileno(self) -> int:
+        return self._listen().fileno()
+
+    def look_within(self) -> float:
+        return max(0.0, self._look_at - time.monotonic())
+
+    def _reserve(self, tubes: tuple[str, ...]) -> SQLiteReservation | None:
+        with self._errors():
+            connection = self._file.connection()
+            now = self._clock.now()
+            if not self._anything(connection, tubes, now):
+                return None
+        with self._transaction() as connection:
+            self._ripen(connection, now)
+            best: tuple[int, int, bytes, float] | None = None
+            for tube in tubes:
+                row = connection.execute(
+                    "SELECT priority, id, body, ttr FROM entries WHERE state = 'ready' AND tube = ? "
+                    "ORDER BY priority, id LIMIT 1",
+                    (tube,),
+                ).fetchone()
+                if row is not None and (best is None or row[:2] < best[:2]):
+                    best = row
+            if best is None:
+                return None
+            _, identity, body, ttr = best
+            connection.execute(
+                "UPDATE entries SET state = 'reserved', due = ?, holder = ? WHERE id = ?",
+                (now + ttr, self._holder, identity),
+            )
+        return SQLiteReservation(body, self, identity)
+
+    def _anything(self, connection: sqlite3.Connection, tubes: tuple[str, ...], now: float) -> bool:
+        """Look without taking the write lock, and set when to look again."""
+        self._look_at = time.monotonic() + _FALLBACK
+        row = connection.execute("SELECT min(due) FROM entries WHERE due IS NOT NULL").fetchone()
+        if row[0] is not None:
+            if row[0] <= now:
+                return True
+            self._look_at = min(self._look_at, time.monotonic() + row[0] - now)
+        query = "SELECT 1 FROM entries WHERE state = 'ready' AND tube = ? LIMIT 1"
+        return any(connection.execute(query, (tube,)).fetchone() for tube in tubes)
+
+    @staticmethod
+    def _ripen(connection: sqlite3.Connection, now: float) -> None:
+        connection.execute(
+            "UPDATE entries SET state = 'ready', due = NULL, holder = NULL WHERE due IS NOT NULL AND due <= ?", (now,)
+        )
+
+    # The other verbs
+
+    def change(self, identity: int, statement: str, *values: object) -> None:
+        """Run a statement on an entry that this connection holds; ``ReservationLost`` if it does not."""
+        with self._transaction() as connection:
+            done = connection.execute(
+                f"{statement} WHERE id = ? AND holder = ? AND state = 'reserved' AND due > ?",
+                (*values, identity, self._holder, self._clock.now()),
+            )
+        if done.rowcount == 0:
+            raise ReservationLost(f"entry {identity}")
+
+    def extend(self, identity: int) -> None:
+        """Begin the TTR of a held entry anew."""
+        self.change(identity, "UPDATE entries SET due = ttr + ?", self._clock.now())
+
+    def give_back(self, identity: int, delay: float, priority: int) -> None:
+        """Make a held entry ready again after ``delay``."""
+        state, due = ("delayed", self._clock.now() + delay) if delay > 0 else ("ready", None)
+        self.change(
+            identity, "UPDATE entries SET state = ?, due = ?, priority = ?, holder = NULL", state, due, priority
+        )
+        self._notify()
+
+    def kick(self, tube: str, count: int) -> int:
+        with self._transaction() as connection:
+            for state in ("buried", "delayed"):
+                done = connection.execute(
+                    "UPDATE entries SET state = 'ready', due = NULL WHERE id IN (SELECT id FROM entries "
+                    "WHERE tube = ? AND state = ? ORDER BY id LIMIT ?)",
+                    (tube, state, count),
+                ).rowcount
+                if done:
+                    break
+        self._notify()
+        return done
+
+    def stats(self, tube: str) -> TubeStats:
+        with self._transaction() as connection:
+            self._ripen(connection, self._clock.now())
+            rows = connection.execute(
+                "SELECT state, count(*) FROM entries WHERE tube = ? GROUP BY state", (tube,)
+            ).fetchall()
+        return TubeStats(**dict(rows))
+
+    def identity(self) -> str:
+        with self._errors():
+            return str(self._file.connection().execute("SELECT text FROM identity").fetchone()[0])
+
+    def close(self) -> None:
+        self._tubes = None
+        with suppress(QueueUnavailable), self._transaction() as connection:
+            freed = connection.execute(
+                "UPDATE entries SET state = 'ready', due = NULL, holder = NULL WHERE due IS NOT NULL AND holder = ?",
+                (self._holder,),
+            ).rowcount
+            if freed:
+                self._notify()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+            (self._file.notices / self._name).unlink(missing_ok=True)
+
+    # Notices
+
+    def _listen(self) -> socket.socket:
+        if self._socket is None:
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            with self._errors():
+                directory = self._file.notice_directory()
+                try:
+                    # Through the descriptor, since the path of a socket is limited to 107 bytes.
+                    listener.bind(f"/proc/self/fd/{directory}/{self._name}")
+                except BaseException:
+                    listener.close()
+                    raise
+                finally:
+                    os.close(directory)
+            self._socket = listener
+        return self._socket
+
+    def _drain_notices(self) -> None:
+        if self._socket is None:
+            return
+        with suppress(BlockingIOError):
+            while True:
+                self._socket.recv(16)
+
+    def _notify(self) -> None:
+        try:
+            directory = self._file.notice_directory()
+        except OSError:
+            return  # nobody can listen there either; the look once a second finds the entry
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sender:
+                for name in os.listdir(directory):
+                    self._send(sender, directory, name)
+        finally:
+            os.close(directory)
+
+    def _send(self, sender: socket.socket, directory: int, name: str) -> None:
+        try:
+            sender.sendto(b"1", f"/proc/self/fd/{directory}/{name}")
+        except (ConnectionRefusedError, FileNotFoundError):
+            # Its owner is gone.
+            with suppress(OSError):
+                os.unlink(name, dir_fd=directory)
+        except OSError:
+            return  # its buffer is full: it has enough to wake up from
+
+    # Errors and transactions
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+                self._file.close()
+            raise QueueUnavailable(f"{self._file.path.name}: {error}") from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._errors():
+            connection = self._file.connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+
+@dataclass(slots=True)
+class SQLiteReservation(Reservation):
+    """An entry held by a connection to the SQLite queue."""
+
+    body: bytes
+    _queue: SQLiteQueue
+    _identity: int
+
+    def touch(self) -> None:
+        self._queue.extend(self._identity)
+
+    def release(self, delay: float = 0.0, priority: int = 1000) -> None:
+        self._queue.give_back(self._identity, delay, priority)
+
+    def bury(self) -> None:
+        self._queue.change(self._identity, "UPDATE entries SET state = 'buried', due = NULL, holder = NULL")
+
+    def delete(self) -> None:
+        self._queue.change(self._identity, "DELETE FROM entries")
