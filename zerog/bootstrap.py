@@ -7,6 +7,8 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from zerog.clock import Clock
@@ -16,6 +18,9 @@ from zerog.exceptions import BadSetting, MissingDependency
 from zerog.manager import Manager
 from zerog.queue.base import Queue
 from zerog.registry import Registry
+
+if TYPE_CHECKING:
+    from zerog.agent.agent import Agent
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,8 @@ def agent_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
-def make_agent(settings: Settings) -> Agent:  # type: ignore[name-defined]  # noqa: F821
-    """Return the agent that the settings describe."""
+def make_agent(settings: Settings) -> tuple[Agent, Parts]:
+    """Return the agent that the settings describe, and what it is made of."""
     from zerog.agent.agent import Agent
     from zerog.agent.attempt import Terms
     from zerog.agent.process import Program
@@ -135,4 +140,24 @@ def make_agent(settings: Settings) -> Agent:  # type: ignore[name-defined]  # no
     agent = Agent(
         parts.manager, parts.open_queue(), parts.clock, terms, program, slots, settings.drain, settings.sweep
     )
-    return agent
+    return agent, parts
+
+
+def root() -> str:
+    """Return the folder that holds the package."""
+    return str(Path(__file__).resolve().parents[1])
+
+
+def written_settings(settings: Settings) -> dict[str, str]:
+    """Return the settings that came from flags, as they can be written into an environment."""
+    written = {}
+    for name, source in settings.sources.items():
+        if source.startswith("--"):
+            value = getattr(settings, name)
+            if isinstance(value, tuple):
+                written[name] = ",".join(value)
+            elif isinstance(value, float):
+                written[name] = f"{value:g}"
+            else:
+                written[name] = str(value)
+    return written

@@ -200,6 +200,7 @@ class Settings:
     sources: Mapping[str, str]
     warnings: tuple[str, ...] = ()
     applications_own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    config: str | None = None
 
     def path(self, text: str) -> Path:
         """Return a path of a setting, absolute: relative ones count from the configuration file, else from here."""
@@ -244,7 +245,7 @@ def load(
     for name, value in (flags or {}).items():
         if value is not None:
             _accept(values, sources, _BY_NAME[name], value, f"--{name.replace('_', '-')}")
-    return Settings(**values, base=base, sources=sources, warnings=tuple(warnings), applications_own=own)
+    return Settings(**values, base=base, sources=sources, warnings=tuple(warnings), applications_own=own, config=config)
 
 
 def _accept(values: dict[str, Any], sources: dict[str, str], setting: Setting, value: Any, source: str) -> None:
@@ -281,7 +282,7 @@ def _from_file(config: str, values: dict[str, Any], sources: dict[str, str]) -> 
 def _from_environment(
     environment: Mapping[str, str], values: dict[str, Any], sources: dict[str, str]
 ) -> list[str]:
-    others = {"CONFIG", "DATASTORE_PASSWORD", "FAILPOINT"}
+    others = {"CONFIG", "DATASTORE_PASSWORD", "FAILPOINT", "UP_PARENT"}
     warnings = []
     for variable, value in sorted(environment.items()):
         if not variable.startswith(_PREFIX) or variable[len(_PREFIX) :] in others:

@@ -12,7 +12,7 @@ from typing import Any
 
 from zerog import codec
 from zerog.datastore.blobs import read_blob
-from zerog.exceptions import AlreadyExists, CorruptDocument, InvalidParameter, NewerVersion, NotFound
+from zerog.exceptions import AlreadyExists, CorruptDocument, InvalidParameter, NewerVersion, NotFound, QueueError
 from zerog.manager.records import Held, Records, shown_damaged
 from zerog.outcome import Result
 from zerog.queue.base import TubeStats
@@ -151,6 +151,14 @@ class Reading(Records):
     def queue_stats(self, job_type: str) -> TubeStats:
         """Return how many entries a job type has in the queue, by state."""
         return self.queue.stats(self.tube(job_type))
+
+    def queue_stats_or_none(self, job_type: str) -> TubeStats | None:
+        """Return what ``queue_stats`` does, or ``None`` while the queue is away."""
+        try:
+            return self.queue_stats(job_type)
+        except QueueError:
+            self.queue_away = True
+            return None
 
     def sign_cursor(self, position: int, scope: str) -> str:
         """Return an opaque cursor for ``position``, good for this ``scope`` (a collection and its filter) only."""

@@ -1,0 +1,5 @@
+"""``python -m zerog`` is the command line."""
+
+from zerog.cli import entry
+
+entry()

@@ -1,0 +1,335 @@
+"""The command line: commands as a table of click commands, one function each."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import json
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+import zerog
+from zerog import config
+from zerog.client import Client
+from zerog.codec import printable
+from zerog.config import SETTINGS, Settings
+from zerog.console import as_values, follow_to_end, print_rows, safe
+from zerog.exceptions import ConfigurationError, ServerUnreachable, ZerogError
+
+_EXIT_REFUSED = 4
+
+
+class _Formatter(logging.Formatter):
+    """One line a record, control characters escaped; a traceback follows on lines of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        trace = record.exc_info
+        record.exc_info, record.exc_text = None, None
+        line = printable(super().format(record), 4000)
+        return line + ("\n" + self.formatException(trace) if trace else "")
+
+
+def set_up_logging(verbose: bool = False) -> None:
+    """Log to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
+    logging.getLogger("tornado.general").setLevel(logging.ERROR)
+
+
+class _Group(click.Group):
+    """A group that suggests the command that was probably meant."""
+
+    def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
+        try:
+            return super().resolve_command(context, arguments)
+        except click.UsageError as error:
+            close = difflib.get_close_matches(arguments[0], self.list_commands(context), n=1)
+            if close:
+                error.message += f" Did you mean {close[0]!r}?"
+            raise
+
+
+def with_settings(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the flags of these groups of the table of settings."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for setting in reversed(SETTINGS):
+            if setting.group not in groups:
+                continue
+            flag = f"--{setting.name.replace('_', '-')}"
+            default = "none" if setting.default is None else str(setting.default)
+            if isinstance(setting.default, bool):
+                option = click.option(flag, setting.name, is_flag=True, default=None, help=setting.help)
+            else:
+                option = click.option(flag, setting.name, metavar="VALUE", help=f"{setting.help}  [default: {default}]")
+            function = option(function)
+        function = click.option("--verbose", is_flag=True, help="log every request and step")(function)
+        return click.option("--config", metavar="FILE", help="TOML file with settings (or ZEROG_CONFIG)")(function)
+
+    return decorate
+
+
+def _load(config_file: str | None, verbose: bool, flags: dict[str, Any]) -> Settings:
+    set_up_logging(verbose)
+    settings = config.load(config_file, flags)
+    for warning in settings.warnings:
+        logging.getLogger(__name__).warning("%s", warning)
+    return settings
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(zerog.__version__, prog_name="zerog")
+def main() -> None:
+    """ZeroG runs long Python work behind HTTP.
+
+    Start everything with "zerog up", run a job with "zerog run TYPE name=value --wait".
+    """
+
+
+# Daemons
+
+
+@main.command()
+@with_settings("everything", "server", "agent")
+def up(config: str | None, verbose: bool, **flags: Any) -> None:
+    """Start a server and an agent: everything that is needed."""
+    from zerog.daemons import run_up
+
+    sys.exit(run_up(_load(config, verbose, flags), sys.argv[2:]))
+
+
+@main.command()
+@with_settings("everything", "server")
+def server(config: str | None, verbose: bool, **flags: Any) -> None:
+    """Start the HTTP server."""
+    from zerog.daemons import run_server
+
+    run_server(_load(config, verbose, flags))
+
+
+@main.command()
+@with_settings("everything", "agent")
+def worker(config: str | None, verbose: bool, **flags: Any) -> None:
+    """Start an agent: the daemon that runs jobs.  SIGTERM drains it, a second one stops it now."""
+    from zerog.daemons import run_worker
+
+    run_worker(_load(config, verbose, flags))
+
+
+@main.command()
+@with_settings("everything", "server", "agent")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def doctor(config: str | None, verbose: bool, as_json: bool, **flags: Any) -> None:
+    """Check settings, store and queue, and say what is unsafe."""
+    from zerog.doctor import examine
+
+    settings = _load(config, verbose, flags)
+    logging.getLogger().setLevel(logging.ERROR)
+    findings = examine(settings)
+    if as_json:
+        click.echo(json.dumps({"findings": [finding.view() for finding in findings]}))
+    else:
+        for finding in findings:
+            click.echo(f"{finding.level:<7} {finding.what}: {finding.text}")
+    sys.exit(1 if any(finding.level == "broken" for finding in findings) else 0)
+
+
+# Commands over HTTP
+
+
+def over_http(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command a client and ``--json``."""
+    function = click.option("--json", "as_json", is_flag=True, help="print JSON")(function)
+    function = click.option("--token", metavar="TOKEN", help="token to send  [ZEROG_TOKEN]")(function)
+    return click.option("--server", metavar="URL", help="server to talk to  [ZEROG_SERVER, http://127.0.0.1:8888]")(
+        function
+    )
+
+
+def _client(server: str | None, token: str | None) -> Client:
+    settings = config.load(None, {"server": server, "token": token})
+    return Client(settings.server, settings.token)
+
+
+@main.command()
+@click.argument("job_type", metavar="TYPE")
+@click.argument("values", nargs=-1, metavar="[NAME=VALUE]...")
+@click.option("--wait", is_flag=True, help="wait for the end, then print the data")
+@over_http
+def run(
+    job_type: str, values: tuple[str, ...], wait: bool, as_json: bool, server: str | None, token: str | None
+) -> None:
+    """Run a job.  Values are read as the type's schema says: width=640, path=a.png, 'tags=["a"]'.
+
+    Exit status: 0 succeeded, 1 failed, 2 refused parameters, 3 cancelled, 4 no server, 130 after Ctrl-C.
+    """
+    client = _client(server, token)
+    schema = client.type(job_type)["schema"]
+    view = client.submit(job_type, as_values(values, schema))
+    if not wait:
+        click.echo(json.dumps(view) if as_json else view["uuid"])
+        return
+    sys.exit(follow_to_end(client, view, as_json))
+
+
+@main.command()
+@click.option("--type", "job_type", help="only jobs of this type")
+@click.option("--state", help="only jobs in this state")
+@click.option("--limit", default=20, show_default=True, help="how many")
+@over_http
+def jobs(
+    job_type: str | None, state: str | None, limit: int, as_json: bool, server: str | None, token: str | None
+) -> None:
+    """List jobs, newest first."""
+    items = list(_client(server, token).jobs(job_type, state, limit))
+    if as_json:
+        click.echo(json.dumps(items))
+        return
+    print_rows(
+        ("UUID", "TYPE", "STATE", "DONE", "MESSAGE"),
+        [(i["uuid"], i["jobType"], i["state"], f"{i['completeness']:.0%}", i["message"] or "") for i in items],
+    )
+
+
+@main.group(cls=_Group)
+def job() -> None:
+    """Look at one job, fetch its data, cancel it."""
+
+
+@job.command("show")
+@click.argument("uuid")
+@over_http
+def job_show(uuid: str, as_json: bool, server: str | None, token: str | None) -> None:
+    """Show the whole record."""
+    _print_view(_client(server, token).job(uuid), as_json)
+
+
+@job.command("info")
+@click.argument("uuid")
+@over_http
+def job_info(uuid: str, as_json: bool, server: str | None, token: str | None) -> None:
+    """Show progress and what happened so far."""
+    _print_view(_client(server, token).info(uuid), as_json)
+
+
+@job.command("data")
+@click.argument("uuid")
+@click.option("--output", "-o", type=click.Path(dir_okay=False), help="file to write  [default: stdout]")
+@over_http
+def job_data(uuid: str, output: str | None, as_json: bool, server: str | None, token: str | None) -> None:
+    """Fetch the data of a job that has succeeded."""
+    client = _client(server, token)
+    state = client.progress(uuid)["state"]
+    if state in ("queued", "running", "waiting"):
+        raise click.ClickException(f"the job is {state}: there are no data yet")
+    if output is None:
+        client.download(uuid, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        return
+    with open(output, "wb") as file:
+        size = client.download(uuid, file)
+    click.echo(json.dumps({"file": output, "size": size}) if as_json else f"{size} bytes in {output}", err=not as_json)
+
+
+@job.command("events")
+@click.argument("uuid")
+@click.option("--level", type=click.Choice(["event", "warning", "error"]), help="only entries of this level")
+@over_http
+def job_events(uuid: str, level: str | None, as_json: bool, server: str | None, token: str | None) -> None:
+    """Show all that a job said."""
+    for entry in _client(server, token).events(uuid, level):
+        if as_json:
+            click.echo(json.dumps(entry))
+        else:
+            click.echo(f"{entry['at']} {entry.get('source') or entry['level']}: {safe(entry['message'])}")
+
+
+@job.command("cancel")
+@click.argument("uuid")
+@over_http
+def job_cancel(uuid: str, as_json: bool, server: str | None, token: str | None) -> None:
+    """Cancel a job."""
+    view = _client(server, token).cancel(uuid)
+    click.echo(json.dumps(view) if as_json else "cancelling" if view["cancelling"] else view["state"])
+
+
+@main.command()
+@click.argument("job_type", metavar="[TYPE]", required=False)
+@over_http
+def types(job_type: str | None, as_json: bool, server: str | None, token: str | None) -> None:
+    """List the job types, or show one with its parameters and the curl that runs it."""
+    client = _client(server, token)
+    if job_type is not None:
+        view = client.type(job_type)
+        if as_json:
+            click.echo(json.dumps(view))
+            return
+        click.echo(f"{view['jobType']}: {safe(view['description'])}\n")
+        required = view["schema"].get("required", [])
+        rows = [(name, "required" if name in required else "", json.dumps(schema))
+                for name, schema in view["schema"].get("properties", {}).items()]  # fmt: skip
+        print_rows(("PARAMETER", "", "SCHEMA"), rows)
+        click.echo(f"\n{view['curl']}")
+        return
+    items = client.types()
+    if as_json:
+        click.echo(json.dumps(items))
+        return
+    print_rows(("TYPE", "WHAT IT DOES"), [(i["jobType"], i["description"].split("\n")[0]) for i in items])
+
+
+@main.command()
+@over_http
+def queue(as_json: bool, server: str | None, token: str | None) -> None:
+    """Show the queue of every job type."""
+    items = [{"jobType": one["jobType"], "queue": one["queue"]} for one in _client(server, token).types()]
+    if as_json:
+        click.echo(json.dumps(items))
+        return
+    names = ("ready", "reserved", "delayed", "buried")
+    print_rows(
+        ("TYPE", *(name.upper() for name in names)),
+        [(i["jobType"], *(str(i["queue"][name]) if i["queue"] else "away" for name in names)) for i in items],
+    )
+
+
+def _print_view(view: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(view))
+        return
+    for name, value in view.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        click.echo(f"{name + ':':<14} {safe(text)}")
+
+
+def entry() -> None:
+    """Run the command line; errors are one line on stderr and a status."""
+    try:
+        main(standalone_mode=False)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ConfigurationError as error:
+        click.echo(f"zerog: {error}", err=True)
+        sys.exit(1)
+    except ZerogError as error:
+        click.echo(f"zerog: {safe(error.detail)}", err=True)
+        for fault in error.errors[:20]:
+            where = fault.get("pointer") or fault.get("parameter") or "/"
+            click.echo(f"  {safe(where)}: {safe(fault['detail'])}", err=True)
+        sys.exit(2 if error.status in (400, 422) else _EXIT_REFUSED)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit(130)
+
+
+__all__ = ["ServerUnreachable", "entry", "main"]
+
+if __name__ == "__main__":
+    entry()

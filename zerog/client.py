@@ -1,0 +1,198 @@
+"""Client: ZeroG over HTTP, on the standard library alone.
+
+::
+
+    client = Client("http://127.0.0.1:8888")
+    job = client.submit("sleep", {"seconds": 2})
+    for view in client.follow(job["uuid"]):
+        print(view["completeness"])
+    client.data(job["uuid"])
+
+Views are the JSON of the server as dictionaries.  Errors of the server are raised as the class of
+``zerog.exceptions`` whose ``code`` it sent, with ``status``, ``code`` and ``errors``.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import uuid as uuids
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+from urllib.parse import quote, urlencode, urlsplit
+
+from zerog.exceptions import InternalError, ServerUnreachable, ZerogError, tree
+
+_TIMEOUT = 75.0
+_BLOCK = 256 * 1024
+_TERMINAL = ("succeeded", "failed", "cancelled")
+
+#: How often a request that found no server is sent again; submits carry a key, so that they happen once.
+_TRIES = 2
+
+
+class Client:
+    """Talks to one server.  ``url`` defaults to ``ZEROG_SERVER``, else to this machine's port 8888."""
+
+    def __init__(self, url: str | None = None, token: str | None = None) -> None:
+        self.url = (url or os.environ.get("ZEROG_SERVER") or "http://127.0.0.1:8888").rstrip("/")
+        self._token = token or os.environ.get("ZEROG_TOKEN")
+        self._parts = urlsplit(self.url)
+
+    # Jobs
+
+    def submit(self, job_type: str, parameters: Mapping[str, Any], key: str | None = None) -> dict[str, Any]:
+        """Submit a job and return its progress view; the same ``key`` submits it once."""
+        headers = {"Idempotency-Key": key or str(uuids.uuid4())}
+        body = json.dumps(parameters).encode()
+        return self._json("POST", f"/run/{quote(job_type, safe='')}", body, headers)
+
+    def progress(self, uuid: str) -> dict[str, Any]:
+        """Return how far a job is."""
+        return self._json("GET", f"{_job(uuid)}/progress")
+
+    def job(self, uuid: str) -> dict[str, Any]:
+        """Return the whole record of a job."""
+        return self._json("GET", _job(uuid))
+
+    def info(self, uuid: str) -> dict[str, Any]:
+        """Return progress and the newest events, warnings and errors."""
+        return self._json("GET", f"{_job(uuid)}/info")
+
+    def cancel(self, uuid: str) -> dict[str, Any]:
+        """Cancel a job and return its progress view."""
+        return self._json("POST", f"{_job(uuid)}/cancel")
+
+    def follow(self, uuid: str) -> Iterator[dict[str, Any]]:
+        """Yield the progress view now and at each change, until the job has ended."""
+        tag: str | None = None
+        while True:
+            headers = {"Prefer": "wait=30"} if tag is not None else {}
+            if tag is not None:
+                headers["If-None-Match"] = tag
+            status, answer_headers, body = self._request("GET", f"{_job(uuid)}/progress", None, headers)
+            tag = answer_headers.get("ETag")
+            if status == 304:
+                continue
+            view = json.loads(body)
+            yield view
+            if view["state"] in _TERMINAL:
+                return
+
+    def data(self, uuid: str) -> bytes:
+        """Return the data of a job, all in memory; use ``download`` for large ones."""
+        return self._request("GET", f"{_job(uuid)}/data")[2]
+
+    def download(self, uuid: str, target: BinaryIO) -> int:
+        """Write the data of a job to a binary file and return how many bytes; memory stays bounded."""
+        connection, response = self._send("GET", f"{_job(uuid)}/data", None, {})
+        try:
+            if response.status >= 400:
+                raise _error(response.status, response.read())
+            done = 0
+            while block := response.read(_BLOCK):
+                target.write(block)
+                done += len(block)
+            return done
+        finally:
+            connection.close()
+
+    # Collections
+
+    def jobs(self, job_type: str | None = None, state: str | None = None, limit: int = 50) -> Iterator[dict[str, Any]]:
+        """Yield up to ``limit`` jobs, newest first."""
+        query = {"type": job_type, "state": state, "limit": min(1000, limit)}
+        written = urlencode({name: value for name, value in query.items() if value is not None})
+        yield from self._items(f"/jobs?{written}", limit)
+
+    def events(self, uuid: str, level: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yield all that a job said, oldest first."""
+        query = urlencode({"limit": 1000, **({"level": level} if level else {})})
+        yield from self._items(f"{_job(uuid)}/events?{query}", None)
+
+    def types(self) -> list[dict[str, Any]]:
+        """Return the job types."""
+        return list(self._items("/types", None))
+
+    def type(self, job_type: str) -> dict[str, Any]:
+        """Return one job type."""
+        return self._json("GET", f"/types/{quote(job_type, safe='')}")
+
+    def _items(self, href: str | None, limit: int | None) -> Iterator[dict[str, Any]]:
+        count = 0
+        while href is not None:
+            page = self._json("GET", href)
+            for item in page["items"]:
+                if limit is not None and count == limit:
+                    return
+                count += 1
+                yield item
+            href = page["next"]
+
+    # Requests
+
+    def _json(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self._request(method, path, body, headers)[2])
+        return answer
+
+    def _request(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        connection, response = self._send(method, path, body, headers or {})
+        try:
+            content = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerUnreachable(f"{self.url} broke off its answer: {error}") from error
+        finally:
+            connection.close()
+        if response.status >= 400:
+            raise _error(response.status, content)
+        return response.status, response.headers, content
+
+    def _send(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        for left in reversed(range(_TRIES)):
+            connection = self._connection()
+            try:
+                connection.request(method, self._parts.path + path, body, self._headers(body, headers))
+                return connection, connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                if not left:
+                    raise ServerUnreachable(f"no ZeroG server answers at {self.url}: {error}") from error
+        raise AssertionError("not reached")
+
+    def _headers(self, body: bytes | None, headers: Mapping[str, str]) -> dict[str, str]:
+        sent = {"Accept": "application/json, */*;q=0.5", **headers}
+        if body is not None:
+            sent["Content-Type"] = "application/json"
+        if self._token:
+            sent["Authorization"] = f"Bearer {self._token}"
+        return sent
+
+    def _connection(self) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
+        return kind(self._parts.hostname or "127.0.0.1", self._parts.port, timeout=_TIMEOUT)
+
+
+def _job(uuid: str) -> str:
+    return f"/jobs/{quote(uuid, safe='')}"
+
+
+def _error(status: int, content: bytes) -> ZerogError:
+    """Return the error that a problem document describes."""
+    try:
+        problem = json.loads(content)
+        code, detail = problem["code"], problem["detail"]
+    except (ValueError, KeyError, TypeError):
+        code, detail, problem = InternalError.code, f"the server answered {status}", {}
+    kind = next((error for error in tree() if error.code == code), ZerogError)
+    error = ZerogError.__new__(kind)
+    ZerogError.__init__(error, detail)
+    error.status, error.code = status, code
+    error.errors = problem.get("errors") or []
+    return error

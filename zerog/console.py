@@ -1,0 +1,100 @@
+"""What the commands share: values from the command line, rows, the progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from zerog.client import Client
+from zerog.exceptions import ServerUnreachable
+
+_EXIT = {"succeeded": 0, "failed": 1, "cancelled": 3}
+
+
+def safe(text: str) -> str:
+    """Return text without control characters but line ends and tabs: what a job said must not drive a terminal."""
+    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
+
+
+def as_values(pairs: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Read ``name=value`` pairs: as JSON where the schema wants no string, as text where it does."""
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise click.UsageError(f"{pair!r} is not NAME=VALUE")
+        values[name] = _as_value(text, schema.get("properties", {}).get(name, {}))
+    return values
+
+
+def _as_value(text: str, schema: Mapping[str, Any]) -> Any:
+    kinds = {schema.get("type")} | {one.get("type") for one in schema.get("anyOf", ())}
+    if "string" in kinds and not kinds & {"integer", "number", "boolean"}:
+        return text if not (text == "null" and "null" in kinds) else None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text  # the server says what is wrong with it
+
+
+def print_rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns."""
+    cells = [tuple(titles), *(tuple(safe(cell).replace("\n", " ") for cell in row) for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(titles))]
+    for row in cells:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def follow_to_end(client: Client, view: dict[str, Any], as_json: bool) -> int:
+    """Follow a job to its end, print its data, and return the exit status."""
+    try:
+        last = _follow(client, view, as_json)
+        if as_json:
+            return _EXIT[last["state"]]
+        if last["state"] == "succeeded":
+            client.download(last["uuid"], sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+            if sys.stdout.isatty():
+                click.echo()
+        else:
+            click.echo(f"{last['state']} ({last['resultCode']}): {safe(last['message'] or '')}", err=True)
+        return _EXIT[last["state"]]
+    except KeyboardInterrupt:
+        click.echo(f"\nthe job goes on: {view['uuid']}", err=True)
+        return 130
+    except ServerUnreachable as error:
+        click.echo(f"zerog: {error.detail}; the job may go on: {view['uuid']}", err=True)
+        return 4
+
+
+def _follow(client: Client, view: dict[str, Any], as_json: bool) -> dict[str, Any]:
+    if as_json:
+        for view in client.follow(view["uuid"]):
+            click.echo(json.dumps(view))
+        return view
+    if not sys.stderr.isatty():
+        for view in client.follow(view["uuid"]):
+            message = f" {safe(view['message'])}" if view["message"] else ""
+            click.echo(f"{view['state']} {view['completeness']:.0%}{message}", err=True)
+        return view
+    return _follow_with_bar(client, view)
+
+
+def _follow_with_bar(client: Client, view: dict[str, Any]) -> dict[str, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.fields[job]}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(view["state"], total=1.0, job=view["jobType"])
+        for view in client.follow(view["uuid"]):
+            text = safe(view["message"]) if view["message"] else view["state"]
+            bar.update(task, completed=view["completeness"], description=text)
+    return view

@@ -1,0 +1,136 @@
+"""The daemons: what ``zerog up``, ``zerog server`` and ``zerog worker`` start, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from zerog import bootstrap
+from zerog.config import SETTINGS, Settings
+from zerog.exceptions import BadSetting
+
+logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+
+#: Set for the processes of ``zerog up``: the pid that they must not outlive.
+_PARENT = "ZEROG_UP_PARENT"
+
+
+def run_server(settings: Settings) -> None:
+    """Run the HTTP server until a signal ends it."""
+    from zerog.server import app
+
+    _follow_parent()
+    app.check_address(settings.address, settings.insecure, settings.sources["address"])
+    parts = bootstrap.assemble(settings)
+    sockets = app.bind(settings.address, settings.port)
+    server = app.Server(
+        parts.manager,
+        parts.registry,
+        parts.clock,
+        settings.max_body,
+        settings.idle_timeout,
+        settings.sweep,
+        app.hosts(settings.address, settings.allowed_hosts),
+    )
+    say_where(settings, parts)
+    port = sockets[0].getsockname()[1]
+    shown = f"[{settings.address}]" if ":" in settings.address else settings.address
+    logger.info("server listens on http://%s:%d", shown, port)
+    # What is there now stays: the collector need not look at it again and again.
+    gc.freeze()
+    asyncio.run(app.serve(server, sockets))
+    parts.store.close()
+    logger.info("server stopped")
+
+
+def run_worker(settings: Settings) -> None:
+    """Run an agent until a signal has drained it."""
+    _follow_parent()
+    agent, parts = bootstrap.make_agent(settings)
+    say_where(settings, parts)
+    agent.run()
+    parts.store.close()
+
+
+def say_where(settings: Settings, parts: bootstrap.Parts) -> None:
+    """Log where things are, absolute, and what is unsafe about them."""
+    for name in ("datastore", "queue"):
+        url = getattr(settings, name)
+        where = settings.sqlite_path(url) if url.startswith("sqlite:") else url
+        logger.info("%s: %s", name, where)
+    for warning in (*parts.store.warnings(), *parts.open_queue().warnings()):
+        logger.warning("%s", warning)
+
+
+def run_up(settings: Settings, arguments: Sequence[str]) -> int:
+    """Run a server and an agent as two processes; drain the agent before the server stops."""
+    from zerog.server import app
+
+    app.check_address(settings.address, settings.insecure, settings.sources["address"])
+    bootstrap.assemble(settings).store.close()
+    server = _start("server", settings, ("everything", "server"))
+    agent = _start("worker", settings, ("everything", "agent"))
+    signals: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: signals.append(received))
+    status = _attend({"server": server, "agent": agent}, signals)
+    return status
+
+
+def _start(command: str, settings: Settings, groups: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start one of the two with the same settings, which travel in its environment as they were written."""
+    environment = dict(os.environ, **{_PARENT: str(os.getpid())})
+    written = bootstrap.written_settings(settings)
+    for setting in SETTINGS:
+        if setting.group in groups and setting.name in written:
+            environment[f"ZEROG_{setting.name.upper()}"] = written[setting.name]
+    arguments = [sys.executable, "-m", "zerog", command]
+    if os.environ.get("ZEROG_CONFIG") is None and settings.config is not None:
+        arguments += ["--config", settings.config]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [bootstrap.root(), os.environ.get("PYTHONPATH")]))
+    # A group of its own: Ctrl-C reaches ``up`` alone, which ends them in order.
+    return subprocess.Popen(arguments, env=environment, process_group=0)
+
+
+def _attend(processes: dict[str, subprocess.Popen[bytes]], signals: list[int]) -> int:
+    """Pass signals on, and end the other when one of the two has ended."""
+    server, agent = processes["server"], processes["agent"]
+    passed = 0
+    unexpected = 0
+    while agent.poll() is None or server.poll() is None:
+        if passed < len(signals):
+            passed += 1
+            if agent.poll() is None:
+                agent.send_signal(signal.SIGTERM)
+        if server.poll() is not None and agent.poll() is None and not signals:
+            unexpected = server.returncode or 1
+            signals.append(signal.SIGTERM)
+        if agent.poll() is not None and server.poll() is None:
+            if not signals:
+                unexpected = agent.returncode or 1
+                signals.append(signal.SIGTERM)
+                passed = len(signals)
+            server.terminate()
+            server.wait()
+        time.sleep(0.1)
+    return unexpected
+
+
+def _follow_parent() -> None:
+    """End with the ``zerog up`` that started this process, however that ends."""
+    text = os.environ.pop(_PARENT, None)
+    if text is None:
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != int(text):
+        raise BadSetting("the zerog up that started this process is gone")

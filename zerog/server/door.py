@@ -1,0 +1,352 @@
+"""Door: the one Tornado handler in front of all endpoints, with every rule about HTTP.
+
+It checks in a fixed order (host, method, origin, size, acceptable type; then what the path names, media type of the
+body, query, body), renders answers and errors as JSON or as a page, and never lets a request body grow beyond the limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Awaitable
+from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
+
+import tornado.web
+from tornado.httputil import HTTPServerRequest
+from tornado.iostream import StreamClosedError
+
+from zerog import codec
+from zerog.exceptions import (
+    BodyTooLarge,
+    CrossOrigin,
+    InternalError,
+    InvalidParameter,
+    MethodNotAllowed,
+    Misdirected,
+    NotAcceptable,
+    StoreUnavailable,
+    UnknownResource,
+    UnsupportedMediaType,
+    ZerogError,
+)
+from zerog.server import pages
+from zerog.server.endpoint import EVENTS, HTML, JSON, PROBLEM, Answer, Endpoint, Request, Services, read_query
+from zerog.server.negotiation import choose
+
+logger = logging.getLogger(__name__)
+
+#: Bytes and seconds for which a client may go on sending a body that was refused, so that it can read why.
+_LINGER_BYTES = 1024 * 1024
+_LINGER_SECONDS = 1.0
+
+_UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+_SECURITY = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+@tornado.web.stream_request_body
+class Door(tornado.web.RequestHandler):
+    """Answers one request through one endpoint."""
+
+    SUPPORTED_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # type: ignore[assignment]
+
+    def initialize(self, endpoint: type[Endpoint], services: Services) -> None:
+        """Take what the table of routes gives."""
+        self._endpoint = endpoint
+        self._services = services
+        self._refusal: ZerogError | None = None
+        self._body = bytearray()
+        self._answered = False
+        self._lingered = 0
+        self._offer = ""
+
+    # Before the body
+
+    async def prepare(self) -> None:
+        """Check what can be checked before the body is read; a body that is too large is not read at all."""
+        try:
+            self._check_head()
+        except ZerogError as error:
+            self._refusal = error
+        length = self._content_length()
+        if length is not None and length > self._services.max_body:
+            await self._refuse_unread(self._refusal or self._too_large())
+
+    def _check_head(self) -> None:
+        self._check_host()
+        method = self.request.method or ""
+        if method not in ("OPTIONS", "HEAD") and method not in self._endpoint.methods():
+            raise self._not_allowed()
+        if method == "HEAD" and "GET" not in self._endpoint.methods():
+            raise self._not_allowed()
+        if method in _UNSAFE:
+            self._check_origin()
+        length = self._content_length()
+        if length is not None and length > self._services.max_body:
+            raise self._too_large()
+        self._offer = self._choose_offer()
+
+    def _check_host(self) -> None:
+        allowed = self._services.allowed_hosts
+        if "*" in allowed:
+            return
+        host = self.request.host.lower()
+        name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
+        if name not in allowed:
+            raise Misdirected(f"this server does not answer for the host {codec.printable(name, 100)!r}")
+
+    def _check_origin(self) -> None:
+        headers = self.request.headers
+        origin = headers.get("Origin")
+        foreign = origin is not None and urlsplit(origin).netloc.lower() != self.request.host.lower()
+        if foreign or headers.get("Sec-Fetch-Site", "").lower() == "cross-site":
+            raise CrossOrigin("an unsafe method from a page of another origin is refused")
+
+    def _choose_offer(self) -> str:
+        accept = ",".join(self.request.headers.get_list("Accept"))
+        offer = choose(accept, self._endpoint.offers)
+        if offer is None:
+            offers = ", ".join(self._endpoint.offers)
+            raise NotAcceptable(f"this resource offers {offers}", offers=list(self._endpoint.offers))
+        return offer
+
+    def _not_allowed(self) -> MethodNotAllowed:
+        error = MethodNotAllowed(f"this resource has the methods {self._endpoint.allow()}")
+        error.headers["Allow"] = self._endpoint.allow()
+        return error
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the body is larger than {self._services.max_body} bytes")
+
+    def _content_length(self) -> int | None:
+        text = self.request.headers.get("Content-Length", "")
+        return int(text) if text.isascii() and text.isdigit() else None
+
+    async def _refuse_unread(self, error: ZerogError) -> None:
+        """Answer before the body was read, let the client finish within bounds, and close the connection."""
+        self.set_header("Connection", "close")
+        await self._send(self._problem(error), finish=False)
+        stream = self.detach()
+        try:
+            if "100-continue" not in self.request.headers.get("Expect", "").lower():
+                await asyncio.wait_for(_discard(stream), _LINGER_SECONDS)
+        except (TimeoutError, StreamClosedError):
+            pass  # it has had its time
+        finally:
+            stream.close()
+
+    async def data_received(self, chunk: bytes) -> None:
+        """Take a piece of the body, up to the limit."""
+        if self._answered:
+            self._lingered += len(chunk)
+            if self._lingered > _LINGER_BYTES:
+                self._close_stream()
+            return
+        if self._refusal is None:
+            self._body += chunk
+        self._lingered += len(chunk)
+        if self._lingered > self._services.max_body:
+            self._body.clear()
+            self._lingered = 0
+            self.set_header("Connection", "close")
+            await self._send(self._problem(self._refusal or self._too_large()), finish=False)
+            asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._close_stream)
+
+    def _close_stream(self) -> None:
+        stream: Any = getattr(self.request.connection, "stream", None)
+        if stream is not None:
+            stream.close()
+
+    # After the body
+
+    async def get(self, **path: str) -> None:
+        """Answer the request, whatever its method."""
+        if self._answered:
+            self._close_stream()
+            return
+        try:
+            answer = await self._answer(path)
+        except ZerogError as error:
+            answer = self._problem(error)
+        except Exception:
+            logger.exception("request failed: %s %s", self.request.method, codec.printable(self.request.path, 200))
+            answer = self._problem(InternalError())
+        try:
+            await self._send(answer)
+        except StreamClosedError:
+            return  # the client has gone
+
+    head = post = put = patch = delete = options = get  # type: ignore[assignment]
+
+    async def _answer(self, path: Mapping[str, str]) -> Answer:
+        if self._refusal is not None:
+            raise self._refusal
+        method = self.request.method or ""
+        if method == "OPTIONS":
+            return Answer(status=204, headers={"Allow": self._endpoint.allow()})
+        verb = "GET" if method == "HEAD" else method
+        pairs: list[tuple[str, str]] = []
+        request = Request(
+            verb, _decoded(path), {}, {}, self.request.headers, bytes(self._body), self._offer,
+            self.request.uri or "", self.request.host,
+        )  # fmt: skip
+        endpoint = self._endpoint(self._services, request, asyncio.get_running_loop())
+        await endpoint.find()
+        if verb in self._endpoint.takes_json:
+            self._check_media_type()
+        pairs = self._query_pairs()
+        query = read_query(pairs, self._endpoint.parameters.get(verb, ()))
+        endpoint.request = Request(
+            verb, request.path, query, dict(pairs), request.headers, request.body, request.offer, request.uri,
+            request.host,
+        )  # fmt: skip
+        call: Callable[[], Any] = getattr(endpoint, verb.lower())
+        done = call()
+        if isinstance(done, Awaitable):
+            done = await done
+        return done if isinstance(done, Answer) else Answer(done)
+
+    def _check_media_type(self) -> None:
+        kind, *parameters = (part.strip() for part in self.request.headers.get("Content-Type", "").lower().split(";"))
+        if kind != JSON:
+            raise UnsupportedMediaType("the body must have the Content-Type application/json")
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            if name.strip() == "charset" and value.strip(' "') not in ("utf-8", "utf8"):
+                raise UnsupportedMediaType("the charset of a JSON body is utf-8")
+        if self.request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise UnsupportedMediaType("a body with a Content-Encoding is not accepted")
+
+    def _query_pairs(self) -> list[tuple[str, str]]:
+        query = self.request.query
+        if not query:
+            return []
+        try:
+            pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=100)
+        except ValueError as error:
+            raise InvalidParameter("query", "the query is not UTF-8, or has more than 100 fields") from error
+        return pairs
+
+    # Answers
+
+    def _problem(self, error: ZerogError) -> Answer:
+        body: dict[str, Any] = {
+            "type": f"urn:zerog:problem:{error.code}",
+            "title": type(error).title(),
+            "status": error.status,
+            "code": error.code,
+            "detail": codec.printable(error.detail, 2000),
+        }
+        body["message"] = body["detail"]
+        body["errors"] = error.errors
+        body.update(error.members)
+        headers = dict(error.headers)
+        if isinstance(error, StoreUnavailable):
+            headers.setdefault("Retry-After", "1")
+        offer = choose(",".join(self.request.headers.get_list("Accept")), (PROBLEM, JSON, HTML))
+        media_type = HTML if offer == HTML else PROBLEM
+        return Answer(body, error.status, headers, "problem", media_type)
+
+    async def _send(self, answer: Answer, finish: bool = True) -> None:
+        if self._answered:
+            return
+        self._answered = True
+        self.set_status(answer.status)
+        for name, value in {**_SECURITY, "Vary": "Accept", "Cache-Control": "no-cache", **answer.headers}.items():
+            self.set_header(name, value)
+        if answer.stream is not None:
+            await self._send_stream(answer)
+            return
+        self._write_body(answer)
+        if finish:
+            await self.finish()
+        else:
+            await self.flush()
+
+    def _write_body(self, answer: Answer) -> None:
+        if answer.status in (204, 304):
+            self.clear_header("Content-Type")
+            return
+        media_type = answer.media_type or self._offer
+        if isinstance(answer.body, bytes):
+            body = answer.body
+        elif media_type == HTML:
+            body = pages.render(answer.page, answer.body, self.request.path, self.request.host)
+            media_type = "text/html; charset=utf-8"
+        else:
+            body = codec.dumps(answer.body)
+            if media_type not in (JSON, PROBLEM):
+                media_type = JSON
+        self.set_header("Content-Type", media_type)
+        self.set_header("Content-Length", str(len(body)))
+        self.write(body)
+
+    async def _send_stream(self, answer: Answer) -> None:
+        assert answer.stream is not None
+        self.set_header("Content-Type", answer.media_type or self._offer)
+        if self.request.method == "HEAD":
+            await self.finish()
+            return
+        if answer.media_type == EVENTS:
+            await self.flush()  # so that the client knows at once that it is heard
+        try:
+            async for piece in answer.stream:
+                self.write(piece)
+                await self.flush()
+            await self.finish()
+        except StreamClosedError:
+            return  # the client has gone
+        except Exception:
+            # The status has gone out: only a connection cut short can still say that the data are not whole.
+            logger.exception("stream failed: %s", codec.printable(self.request.path, 200))
+            self._close_stream()
+        finally:
+            await answer.stream.aclose()  # type: ignore[attr-defined]
+
+    # What Tornado would do otherwise
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Answer for what Tornado refuses by itself: methods that it does not know."""
+        if status_code == 405:
+            error: ZerogError = self._not_allowed()
+        else:
+            error = InternalError() if status_code >= 500 else UnknownResource()
+        answer = self._problem(error)
+        for name, value in {**_SECURITY, "Vary": "Accept", **answer.headers}.items():
+            self.set_header(name, value)
+        self.set_status(error.status)
+        self._write_body(answer)
+        self.finish()
+
+    def compute_etag(self) -> str | None:
+        """Return None: endpoints give their own entity tags."""
+        return None
+
+    def set_default_headers(self) -> None:
+        """Say nothing about the software."""
+        self.clear_header("Server")
+
+    def log_exception(self, *_: Any) -> None:
+        """Say nothing: what is unexpected was logged where it was caught."""
+
+
+def log_request(handler: tornado.web.RequestHandler) -> None:
+    """Log an answered request at debug level, one line, without query or body."""
+    request: HTTPServerRequest = handler.request
+    logger.debug("%s %s %d", request.method, codec.printable(request.path, 200), handler.get_status())
+
+
+def _decoded(path: Mapping[str, str]) -> dict[str, str]:
+    """Return the parts of a path; Tornado has decoded them already, and what is no UTF-8 is nobody's name."""
+    return {name: value if isinstance(value, str) else unquote_to_bytes(value).decode("utf-8", "replace") for name, value in path.items()}
+
+
+async def _discard(stream: Any) -> None:
+    left = _LINGER_BYTES
+    while left > 0:
+        left -= len(await stream.read_bytes(65536, partial=True))

@@ -1,0 +1,194 @@
+"""Endpoint: the base of every handler.  It has no rule about jobs and no rule about HTTP either: those are in ``door``.
+
+An endpoint says what it is (name, URL, parameters, offers) and defines the methods that are valid for it: ``get``,
+``post``, ``put``, ``patch``, ``delete``.  Each takes no arguments and returns an ``Answer``, or the JSON to be shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from zerog.clock import Clock
+from zerog.exceptions import InvalidParameter, UnknownJob
+from zerog.manager import Manager, Submission, Submitted
+from zerog.record import JobRecord
+from zerog.registry import Registry
+from zerog.server.lanes import Lane
+from zerog.server.watcher import Watcher
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+T = TypeVar("T")
+
+JSON = "application/json"
+HTML = "text/html"
+EVENTS = "text/event-stream"
+PROBLEM = "application/problem+json"
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}", re.ASCII)
+_PREFERENCE = re.compile(r"wait=([0-9]{1,6})", re.ASCII)
+
+#: Seconds that ``Prefer: wait`` can ask for at most.
+MAX_WAIT = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter in the query: how it is read (``ValueError`` says what would be right), and how it is described."""
+
+    name: str
+    parse: Callable[[str], Any]
+    schema: Mapping[str, Any]
+    description: str
+    default: Any = None
+    required: bool = False
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a method returns.
+
+    ``body`` is JSON, shown as the page ``page`` to people; ``stream`` gives bytes instead, as ``media_type``.
+    """
+
+    body: Any = None
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    page: str = ""
+    media_type: str | None = None
+    stream: AsyncIterator[bytes] | None = None
+
+
+@dataclass(frozen=True)
+class Services:
+    """What endpoints stand on; one object in each server process."""
+
+    manager: Manager
+    registry: Registry
+    clock: Clock
+    submit: Lane[Submission, Submitted]
+    read: Lane[str, JobRecord]
+    pool: Executor
+    watcher: Watcher
+    max_body: int
+    allowed_hosts: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client asked: names from the path, the query as read by ``parameters``, headers, body, chosen type."""
+
+    method: str
+    path: Mapping[str, str]
+    query: Mapping[str, Any]
+    written: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+    offer: str
+    uri: str
+    host: str
+
+
+class Endpoint:
+    """Base of every handler."""
+
+    #: Human-readable name.
+    name: ClassVar[str] = ""
+    #: URL with the names of its parts in braces: ``/jobs/{uuid}``.
+    url: ClassVar[str] = ""
+    #: Parameters in the query, by method.
+    parameters: ClassVar[Mapping[str, tuple[Parameter, ...]]] = {}
+    #: Media types that it offers, the preferred one first.
+    offers: ClassVar[tuple[str, ...]] = (JSON, HTML)
+    #: Methods whose body is read as JSON.
+    takes_json: ClassVar[tuple[str, ...]] = ()
+    #: What the methods answer, for the description: method → status → (description, schema name, media types).
+    responses: ClassVar[Mapping[str, Mapping[int, tuple[str, str | None]]]] = {}
+
+    def __init__(self, services: Services, request: Request, loop: AbstractEventLoop) -> None:
+        self.services = services
+        self.manager = services.manager
+        self.request = request
+        self._loop = loop
+
+    @classmethod
+    def methods(cls) -> tuple[str, ...]:
+        """Return the methods that this endpoint defines."""
+        return tuple(method for method in METHODS if callable(getattr(cls, method.lower(), None)))
+
+    @classmethod
+    def allow(cls) -> str:
+        """Return the value of the Allow header."""
+        methods = cls.methods()
+        return ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"])
+
+    async def find(self) -> None:
+        """Find what the path names, or raise the 404; called before the query and the body are looked at."""
+
+    async def off_loop(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Call something that blocks in a thread of the pool: the one place where that is done."""
+        return await self._loop.run_in_executor(self.services.pool, call, *arguments)
+
+    def uuid(self) -> str:
+        """Return the UUID in the path in lower case; what is none is an unknown job like any other."""
+        text = self.request.path["uuid"]
+        if not _UUID.fullmatch(text):
+            raise UnknownJob("there is no job with this UUID")
+        return text.lower()
+
+    def preferred_wait(self) -> int | None:
+        """Return the seconds of ``Prefer: wait=N``, at most ``MAX_WAIT``; None if it is absent or unreadable."""
+        for part in re.split(r"[,;]", self.request.headers.get("Prefer", "")):
+            match = _PREFERENCE.fullmatch(part.strip())
+            if match:
+                return min(MAX_WAIT, int(match.group(1)))
+        return None
+
+
+def ranged(name: str, low: int, high: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers from ``low`` to ``high``, in ASCII digits only."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,20}", text, re.ASCII) or not low <= int(text) <= high:
+            raise ValueError(f"a whole number from {low:,} to {high:,}")
+        return int(text)
+
+    parse.__name__ = name
+    return parse
+
+
+def chosen(*values: str) -> Callable[[str], str]:
+    """Return a reader of one of ``values``."""
+
+    def parse(text: str) -> str:
+        if text not in values:
+            raise ValueError("one of " + ", ".join(values))
+        return text
+
+    return parse
+
+
+def read_query(pairs: list[tuple[str, str]], parameters: tuple[Parameter, ...]) -> dict[str, Any]:
+    """Read the query by the endpoint's parameters; ``InvalidParameter`` for the first that is unknown or wrong."""
+    known = {parameter.name: parameter for parameter in parameters}
+    values = {parameter.name: parameter.default for parameter in parameters}
+    seen: set[str] = set()
+    for name, text in pairs:
+        if name not in known:
+            names = ", ".join(known) or "none"
+            raise InvalidParameter(name[:100], f"there is no such parameter here; there are: {names}")
+        if name in seen:
+            raise InvalidParameter(name, "it stands twice in the query")
+        seen.add(name)
+        try:
+            values[name] = known[name].parse(text)
+        except ValueError as error:
+            raise InvalidParameter(name, f"it must be {error}") from error
+    return values

@@ -1,0 +1,444 @@
+"""The endpoints of jobs: they parse, call the Manager, and render."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlencode
+
+from zerog import codec, views
+from zerog.exceptions import (
+    AlreadyFinished,
+    InvalidParameter,
+    JobCancelled,
+    JobFailed,
+    NotAcceptable,
+    NotFound,
+    RangeNotSatisfiable,
+)
+from zerog.manager import Options, Page, Submission
+from zerog.outcome import Result
+from zerog.record import JobRecord, State
+from zerog.server.endpoint import EVENTS, HTML, JSON, Answer, Endpoint, Parameter, chosen, ranged
+from zerog.server.negotiation import choose
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
+
+#: Seconds between two comments that keep a silent event stream open.
+_COMMENT_EVERY = 15.0
+#: Seconds after which a client should ask again for data that are not there yet.
+_RETRY_AFTER = "1"
+_YEAR = 31_536_000
+
+_INTEGER = {"type": "integer"}
+LIMIT = Parameter("limit", ranged("limit", 1, 1000), {**_INTEGER, "minimum": 1, "maximum": 1000, "default": 50},
+                  "how many items a page has", 50)  # fmt: skip
+CURSOR = Parameter("cursor", str, {"type": "string"}, "where the page starts, from the last one's next")
+
+
+def parse_delay(text: str) -> float:
+    """Read a delay: decimal seconds with at most three places, up to a year."""
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,3})?", text, re.ASCII) or float(text) > _YEAR:
+        raise ValueError("seconds from 0 to 31,536,000, with at most three decimal places")
+    return float(text)
+
+
+def parse_moment(text: str) -> float:
+    """Read an RFC 3339 time with its zone, at most a year ahead; compared with now by the caller."""
+    shape = r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+    right = "a time with its zone as in RFC 3339, such as 2026-01-31T12:00:00Z, at most a year ahead"
+    if not re.fullmatch(shape, text, re.ASCII):
+        raise ValueError(right)
+    try:
+        return datetime.fromisoformat(text.upper()).timestamp()
+    except ValueError as error:
+        raise ValueError(right) from error
+
+
+class Run(Endpoint):
+    """Submit a job."""
+
+    name = "run job"
+    url = "/run/{jobType}"
+    takes_json = ("POST",)
+    parameters = {
+        "POST": (
+            Parameter("delay", parse_delay, {"type": "number", "minimum": 0, "maximum": _YEAR},
+                      "seconds before the job may run"),
+            Parameter("notBefore", parse_moment, {"type": "string", "format": "date-time"},
+                      "moment before which the job may not run"),
+            Parameter("priority", ranged("priority", 0, 2**32 - 1),
+                      {**_INTEGER, "minimum": 0, "maximum": 2**32 - 1, "default": 1000},
+                      "lower is more urgent", 1000),
+        )
+    }  # fmt: skip
+    responses = {
+        "POST": {
+            200: ("it has ended within Prefer: wait", "Progress"),
+            202: ("the job is stored and will run", "Progress"),
+            422: ("the parameters do not match the type's schema", "Problem"),
+        }
+    }
+
+    async def find(self) -> None:
+        """Refuse a job type that nobody knows."""
+        self.services.registry.get(self.request.path["jobType"])
+
+    async def post(self) -> Answer:
+        """Validate, persist, enqueue, and answer the UUID: in this order, all of it in the Manager."""
+        job_type = self.request.path["jobType"]
+        options = self._options()
+        key = self._key()
+        parameters = self.services.registry.validate(job_type, self.request.body)
+        done = await self.services.submit(Submission(job_type, parameters, options, key))
+        record = done.record
+        headers = {"Location": views.job_href(record.uuid)}
+        if done.replayed:
+            headers["Idempotency-Replayed"] = "true"
+            record = await self.services.read(record.uuid)
+        wait = self.preferred_wait()
+        if wait is not None:
+            headers["Preference-Applied"] = f"wait={wait}"
+            record = await self.services.watcher.terminal(record, wait)
+        status = 200 if wait is not None and record.terminal else 202
+        return Answer(views.progress(record), status, headers, "job")
+
+    def _options(self) -> Options:
+        query, now = self.request.query, self.services.clock.now()
+        delay, moment = query["delay"], query["notBefore"]
+        if delay is not None and moment is not None:
+            raise InvalidParameter("notBefore", "it excludes delay")
+        if delay is not None:
+            moment = now + delay
+        if moment is not None and moment > now + _YEAR:
+            raise InvalidParameter("notBefore", "it must be at most a year ahead")
+        not_before = moment if moment is not None and moment > now else None
+        return Options(query["priority"], not_before, tuple(sorted(self.request.written.items())))
+
+    def _key(self) -> str | None:
+        key = self.request.headers.get("Idempotency-Key")
+        if key is not None and not _KEY.fullmatch(key):
+            raise InvalidParameter("Idempotency-Key", "it must be 1 to 255 visible ASCII characters")
+        return key
+
+
+class Jobs(Endpoint):
+    """List jobs, newest first."""
+
+    name = "jobs"
+    url = "/jobs"
+    parameters = {
+        "GET": (
+            Parameter("type", str, {"type": "string"}, "only jobs of this type"),
+            Parameter("state", chosen(*State), {"type": "string", "enum": [state.value for state in State]},
+                      "only jobs in this state"),
+            LIMIT,
+            CURSOR,
+        )
+    }  # fmt: skip
+    responses = {"GET": {200: ("a page of jobs", "Jobs")}}
+
+    async def get(self) -> Answer:
+        """Walk the log of jobs from the cursor on."""
+        query = self.request.query
+        job_type, state = query["type"], query["state"]
+        if job_type is not None and job_type not in self.services.registry:
+            raise InvalidParameter("type", "there is no such job type")
+        scope = f"jobs?type={job_type}&state={state}"
+        page = await self.off_loop(self._read, job_type, state, scope)
+        filters = {name: query[name] for name in ("type", "state") if query[name] is not None}
+        return collection(self, page, [views.item(record) for record in page.items], filters, scope, "jobs")
+
+    def _read(self, job_type: str | None, state: str | None, scope: str) -> Page:
+        cursor = self.request.query["cursor"]
+        before = None if cursor is None else self.manager.read_cursor(cursor, scope)
+        return self.manager.list(job_type, state, before, self.request.query["limit"])
+
+
+def collection(
+    endpoint: Endpoint, page: Page, items: list[Any], filters: dict[str, str], scope: str, name: str
+) -> Answer:
+    """Return a page of a collection, with the reference to the next one in the body and in ``Link``."""
+    path = endpoint.request.uri.partition("?")[0]
+    following = None
+    headers = {}
+    if page.next is not None:
+        cursor = endpoint.manager.sign_cursor(page.next, scope)
+        query = urlencode({**filters, "limit": endpoint.request.query["limit"], "cursor": cursor})
+        following = f"{path}?{query}"
+        headers["Link"] = f'<{following}>; rel="next"'
+    return Answer({"items": items, "next": following, "href": endpoint.request.uri}, 200, headers, name)
+
+
+class OfJob(Endpoint):
+    """Base of what lies below one job: finds it."""
+
+    record: JobRecord
+
+    async def find(self) -> None:
+        """Read the record."""
+        self.record = await self.services.read(self.uuid())
+
+
+class Job(OfJob):
+    """One job, whole; and its cancellation."""
+
+    name = "job"
+    url = "/jobs/{uuid}"
+    responses = {
+        "GET": {200: ("the whole record", "Job")},
+        "DELETE": {
+            200: ("it is cancelled", "Progress"),
+            202: ("it is being cancelled", "Progress"),
+            409: ("it has ended before", "Problem"),
+        },
+    }
+
+    async def get(self) -> Answer:
+        """Show the whole record."""
+        return Answer(views.whole(self.record), page="job")
+
+    async def delete(self) -> Answer:
+        """Cancel the job."""
+        return await cancel(self)
+
+
+class Cancel(OfJob):
+    """Cancel a job."""
+
+    name = "cancel"
+    url = "/jobs/{uuid}/cancel"
+    responses = {"POST": Job.responses["DELETE"]}
+
+    async def post(self) -> Answer:
+        """Cancel the job."""
+        return await cancel(self)
+
+
+async def cancel(endpoint: OfJob) -> Answer:
+    """Cancel the job of an endpoint: 200 cancelled, 202 cancelling, 409 already finished."""
+    held, ended = await endpoint.off_loop(endpoint.manager.cancel, endpoint.record.uuid)
+    record = held.record
+    if ended and record.state is not State.CANCELLED:
+        raise AlreadyFinished(f"the job has {record.state} before", state=record.state.value)
+    return Answer(views.progress(record), 200 if record.terminal else 202, page="job")
+
+
+class Progress(OfJob):
+    """How far a job is."""
+
+    name = "progress"
+    url = "/jobs/{uuid}/progress"
+    offers = (JSON, HTML, EVENTS)
+    responses = {"GET": {200: ("how far it is", "Progress"), 304: ("nothing has changed", None)}}
+
+    async def get(self) -> Answer:
+        """Show progress at once, when it changes (``Prefer: wait``), or as a stream of events."""
+        if self.request.offer == EVENTS:
+            return Answer(stream=self._stream(), media_type=EVENTS, headers={"Cache-Control": "no-store"})
+        view = views.progress(self.record)
+        headers = {}
+        known = self.request.headers.get("If-None-Match")
+        wait = self.preferred_wait()
+        if wait is not None:
+            headers["Preference-Applied"] = f"wait={wait}"
+            if known is None or _matches(known, views.etag(view)):
+                view = views.progress(await self.services.watcher.next(self.record, wait))
+        headers["ETag"] = views.etag(view)
+        if known is not None and _matches(known, headers["ETag"]):
+            return Answer(status=304, headers=headers)
+        return Answer(view, 200, headers, "job")
+
+    async def _stream(self) -> AsyncIterator[bytes]:
+        record = self.record
+        while True:
+            view = views.progress(record)
+            tag = views.etag(view).strip('"')
+            yield b"event: progress\nid: %s\ndata: %s\n\n" % (tag.encode(), codec.dumps(view))
+            if record.terminal:
+                return
+            while (after := await self.services.watcher.next(record, _COMMENT_EVERY)) is record:
+                yield b": still here\n\n"
+            record = after
+
+
+def _matches(header: str, tag: str) -> bool:
+    """Return whether an If-None-Match header names this tag, by the weak comparison."""
+    return header.strip() == "*" or tag in {part.strip().removeprefix("W/") for part in header.split(",")}
+
+
+class Info(OfJob):
+    """Progress and what happened so far."""
+
+    name = "info"
+    url = "/jobs/{uuid}/info"
+    responses = {"GET": {200: ("progress and the newest events, warnings and errors", "Info")}}
+
+    async def get(self) -> Answer:
+        """Show the newest hundred of each level."""
+        newest, dropped = await self.off_loop(self.manager.newest_events, self.record.uuid)
+        return Answer(views.info(self.record, newest, dropped), page="info")
+
+
+class Events(OfJob):
+    """All that a job said."""
+
+    name = "events"
+    url = "/jobs/{uuid}/events"
+    parameters = {
+        "GET": (
+            Parameter("level", chosen("event", "warning", "error"),
+                      {"type": "string", "enum": ["event", "warning", "error"]}, "only entries of this level"),
+            LIMIT,
+            CURSOR,
+        )
+    }  # fmt: skip
+    responses = {"GET": {200: ("a page of events, oldest first", "Events")}}
+
+    async def get(self) -> Answer:
+        """Page through the log of the job's events."""
+        level = self.request.query["level"]
+        scope = f"events/{self.record.uuid}?level={level}"
+        page = await self.off_loop(self._read, level, scope)
+        filters = {} if level is None else {"level": level}
+        return collection(self, page, list(page.items), filters, scope, "events")
+
+    def _read(self, level: str | None, scope: str) -> Page:
+        cursor = self.request.query["cursor"]
+        after = 0 if cursor is None else self.manager.read_cursor(cursor, scope)
+        return self.manager.events(self.record.uuid, level, after, self.request.query["limit"])
+
+
+class Data(OfJob):
+    """The output of a job."""
+
+    name = "data"
+    url = "/jobs/{uuid}/data"
+    offers = ("*/*",)
+    responses = {
+        "GET": {
+            200: ("the bytes, with the media type of the output", "Bytes"),
+            202: ("it has not finished; Retry-After says when to ask again", "Progress"),
+            204: ("it has no data", None),
+            206: ("the range of bytes that was asked for", "Bytes"),
+            304: ("nothing has changed", None),
+            409: ("it failed or was cancelled", "Problem"),
+            416: ("the range lies outside the data", "Problem"),
+        }
+    }
+
+    async def get(self) -> Answer:
+        """Send the bytes as they were written, a piece at a time."""
+        record = self.record
+        match record.state:
+            case State.SUCCEEDED:
+                return Answer(status=204) if record.result is None else self._bytes(record.result)
+            case State.FAILED:
+                raise _failed(record)
+            case State.CANCELLED:
+                raise JobCancelled(record.message or "", resultCode=record.result_code)
+        return Answer(views.progress(record), 202, {"Retry-After": _RETRY_AFTER}, "job", self._readable())
+
+    def _readable(self) -> str:
+        return HTML if choose(self._accept(), (JSON, HTML)) == HTML else JSON
+
+    def _accept(self) -> str:
+        return self.request.headers.get("Accept", "")
+
+    def _bytes(self, result: Result) -> Answer:
+        if choose(self._accept(), (result.media_type,)) is None:
+            raise NotAcceptable(f"the data are {result.media_type}", offers=[result.media_type])
+        tag = f'"{self.record.uuid}-{self.record.attempt}"'
+        name = f"{self.record.uuid}.{views.extension(result.media_type)}"
+        headers = {
+            "ETag": tag,
+            "Accept-Ranges": "bytes",
+            "Content-Disposition": f'attachment; filename="{name}"',
+            "Vary": "Accept",
+        }
+        known = self.request.headers.get("If-None-Match")
+        if known is not None and _matches(known, tag):
+            return Answer(status=304, headers=headers)
+        start, stop, partial = self._range(result.size, tag)
+        headers["Content-Length"] = str(stop - start)
+        if partial:
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{result.size}"
+        pieces = self._pieces(self.manager.open_data(result, start, stop), stop - start)
+        return Answer(None, 206 if partial else 200, headers, media_type=result.media_type, stream=pieces)
+
+    def _range(self, size: int, tag: str) -> tuple[int, int, bool]:
+        """Return the bytes that are asked for: one range is served, several or unreadable ones are the whole."""
+        header = self.request.headers.get("Range")
+        condition = self.request.headers.get("If-Range")
+        match = _RANGE.fullmatch(header.strip()) if header is not None else None
+        if match is None or match.group() == "bytes=-" or (condition is not None and condition.strip() != tag):
+            return 0, size, False
+        first, last = match.groups()
+        if first == "":
+            start, stop = max(0, size - int(last)), size
+        else:
+            start, stop = int(first), min(size, int(last) + 1) if last else size
+            if last and int(last) < start:
+                return 0, size, False
+        if start >= stop:
+            error = RangeNotSatisfiable(f"the data have {size} bytes")
+            error.headers["Content-Range"] = f"bytes */{size}"
+            raise error
+        return start, stop, True
+
+    async def _pieces(self, pieces: Iterator[bytes], length: int) -> AsyncIterator[bytes]:
+        sent = 0
+        while (piece := await self.off_loop(next, pieces, None)) is not None:
+            sent += len(piece)
+            yield piece
+        if sent != length:
+            raise NotFound(f"{length - sent} bytes of the data of job {self.record.uuid} are missing")
+
+
+def _failed(record: JobRecord) -> JobFailed:
+    error = JobFailed(record.message or "", resultCode=record.result_code)
+    if record.reason and record.reason not in ("exception", "failed", "retry"):
+        error.code = record.reason
+    return error
+
+
+class Types(Endpoint):
+    """The job types of this service."""
+
+    name = "types"
+    url = "/types"
+    responses = {"GET": {200: ("every job type with its schema and queue", "Types")}}
+
+    async def get(self) -> Answer:
+        """Show every job type."""
+        host = self.request.host
+        items = [await type_view(self, name, host) for name in self.services.registry.names]
+        return Answer({"items": items, "next": None, "href": "/types"}, page="types")
+
+
+class Type(Endpoint):
+    """One job type."""
+
+    name = "type"
+    url = "/types/{jobType}"
+    responses = {"GET": {200: ("its schema, an example, the curl that runs it, and its queue", "Type")}}
+
+    async def find(self) -> None:
+        """Refuse a type that nobody knows."""
+        self.services.registry.get(self.request.path["jobType"])
+
+    async def get(self) -> Answer:
+        """Show the job type."""
+        return Answer(await type_view(self, self.request.path["jobType"], self.request.host), page="type")
+
+
+async def type_view(endpoint: Endpoint, name: str, host: str) -> dict[str, Any]:
+    """Return a job type with its queue; the queue is null while it is away."""
+    stats = None
+    if not endpoint.manager.queue_away:
+        stats = await endpoint.off_loop(endpoint.manager.queue_stats_or_none, name)
+    return views.job_type(endpoint.services.registry.describe(name), host, stats)
+

@@ -1,0 +1,279 @@
+"""``/openapi.json``: OpenAPI 3.1, generated from the table of routes, the endpoints and the job types."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import zerog
+from zerog.exceptions import ZerogError, tree
+from zerog.record import State
+from zerog.registry import Registry
+from zerog.server.endpoint import EVENTS, HTML, JSON, PROBLEM, Answer, Endpoint
+
+
+def _object(properties: Mapping[str, Any], required: Iterable[str] | None = None) -> dict[str, Any]:
+    names = list(properties) if required is None else list(required)
+    return {"type": "object", "properties": dict(properties), "required": names}
+
+
+def _nullable(kind: str, **more: Any) -> dict[str, Any]:
+    return {"type": [kind, "null"], **more}
+
+
+_TIME = {"type": "string", "format": "date-time"}
+_COUNT = {"type": "integer", "minimum": 0}
+_HREF = {"type": "string", "format": "uri-reference"}
+
+_PROGRESS: dict[str, Any] = {
+    "uuid": {"type": "string", "format": "uuid"},
+    "jobType": {"type": "string"},
+    "state": {"type": "string", "enum": [state.value for state in State]},
+    "cancelling": {"type": "boolean"},
+    "completeness": {"type": "number", "minimum": 0, "maximum": 1},
+    "resultCode": {"type": "integer", "description": "-1 until the job has ended"},
+    "message": _nullable("string"),
+    "reason": _nullable("string"),
+    "attempt": _COUNT,
+    "updatedAt": _TIME,
+    "href": _HREF,
+}
+_ITEM = {**_PROGRESS, "number": {"type": "integer", "minimum": 0}, "createdAt": _TIME}
+_TIMES = {"startedAt": _nullable("string", format="date-time"), "finishedAt": _nullable("string", format="date-time")}
+_COUNTERS = _object({"errors": _COUNT, "crashes": _COUNT, "losses": _COUNT})
+_REFERENCE = _object({"href": _HREF})
+_EVENT: dict[str, Any] = {
+    "number": _COUNT,
+    "at": _TIME,
+    "level": {"type": "string", "enum": ["event", "warning", "error"]},
+    "attempt": _COUNT,
+    "message": {"type": "string"},
+    "code": _nullable("integer"),
+    "source": {"type": "string", "enum": ["stdout", "stderr"]},
+    "traceback": _nullable("string"),
+    "reason": _nullable("string"),
+}
+_REQUIRED = ("number", "at", "attempt", "message", "code")
+_ENTRIES = {"type": "array", "items": _object(_EVENT, _REQUIRED)}
+_QUEUE = {**_object(dict.fromkeys(("ready", "reserved", "delayed", "buried"), _COUNT)), "type": ["object", "null"]}
+_TYPE = {
+    "jobType": {"type": "string"},
+    "description": {"type": "string"},
+    "schema": {"type": "object"},
+    "example": {"type": "object"},
+    "curl": {"type": "string"},
+    "queue": _QUEUE,
+    "href": _HREF,
+}
+
+
+def _page(item: Mapping[str, Any]) -> dict[str, Any]:
+    return _object({"items": {"type": "array", "items": dict(item)}, "next": _nullable("string"), "href": _HREF})
+
+
+def _problem() -> dict[str, Any]:
+    fault = {
+        "pointer": {"type": "string"},
+        "parameter": {"type": "string"},
+        "code": {"type": "string"},
+        "detail": {"type": "string"},
+    }
+    text = {"type": "string"}
+    return _object(
+        {
+            "type": _HREF,
+            "title": text,
+            "status": {"type": "integer"},
+            "code": {**text, "examples": sorted({error.code for error in tree(ZerogError)})},
+            "detail": text,
+            "message": text,
+            "errors": {"type": "array", "items": _object(fault, ["code", "detail"])},
+        }
+    )
+
+
+def _schemas() -> dict[str, Any]:
+    whole = {
+        **_ITEM,
+        "parameters": {"type": "object"},
+        "priority": _COUNT,
+        "notBefore": _nullable("string", format="date-time"),
+        **_TIMES,
+        "counters": _COUNTERS,
+        "agent": _nullable("string"),
+        "parents": {"type": "array", "items": _REFERENCE},
+        "retriedFrom": {**_REFERENCE, "type": ["object", "null"]},
+        "result": {
+            **_object({"mediaType": {"type": "string"}, "size": _COUNT, "href": _HREF}),
+            "type": ["object", "null"],
+        },
+    }
+    info = {
+        **_PROGRESS,
+        "createdAt": _TIME,
+        **_TIMES,
+        "counters": _COUNTERS,
+        "agent": _nullable("string"),
+        "dropped": _object({"events": _COUNT, "bytes": _COUNT}),
+        **dict.fromkeys(("events", "warnings", "errors"), _ENTRIES),
+    }
+    text = {"type": "string"}
+    start = {
+        "service": text, "version": text, "href": _HREF, "jobs": _REFERENCE, "types": _REFERENCE,
+        "openapi": _REFERENCE, "newest": {"type": "array", "items": _object(_ITEM)},
+    }  # fmt: skip
+    return {
+        "Progress": _object(_PROGRESS),
+        "Job": _object(whole),
+        "Jobs": _page(_object(_ITEM)),
+        "Info": _object(info),
+        "Events": _page(_object(_EVENT, _REQUIRED)),
+        "Type": _object(_TYPE),
+        "Types": _page(_object(_TYPE)),
+        "Start": _object(start),
+        "Health": _object({"status": text}),
+        "Ready": _object({"status": text, "store": text, "queue": text}),
+        "Description": {"type": "object"},
+        "Problem": _problem(),
+    }
+
+
+class Description(Endpoint):
+    """The description of this service in OpenAPI 3.1."""
+
+    name = "openapi"
+    url = "/openapi.json"
+    offers = (JSON, "application/vnd.oai.openapi+json")
+    responses = {"GET": {200: ("this description", "Description")}}
+
+    def get(self) -> Answer:
+        """Send the description."""
+        from zerog.server.routes import ENDPOINTS  # the table holds this class, so it comes later
+
+        return Answer(describe(ENDPOINTS, self.services.registry))
+
+
+def describe(endpoints: Iterable[type[Endpoint]], registry: Registry) -> dict[str, Any]:
+    """Return the description of endpoints and job types."""
+    paths: dict[str, Any] = {}
+    schemas = _schemas()
+    for endpoint in endpoints:
+        if endpoint.url == "/run/{jobType}":
+            for name in registry.names:
+                schema_name = "Parameters." + name
+                schemas[schema_name] = _lift(registry.schema(name), schema_name, schemas)
+                paths[f"/run/{name}"] = _path(endpoint, registry, name)
+        paths[endpoint.url] = _path(endpoint, registry)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "ZeroG",
+            "version": zerog.__version__,
+            "description": "A job server: POST a job, poll its progress, fetch its data.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{}],
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }
+
+
+def _lift(schema: Mapping[str, Any], name: str, schemas: dict[str, Any]) -> dict[str, Any]:
+    """Move a schema's own definitions among the components, under the name of the type that has them."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: _reference(item, name) if key == "$ref" else moved(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [moved(item) for item in value]
+        return value
+
+    body = {key: value for key, value in schema.items() if key != "$defs"}
+    for definition, content in schema.get("$defs", {}).items():
+        schemas[f"{name}.{definition}"] = moved(content)
+    lifted: dict[str, Any] = moved(body)
+    return lifted
+
+
+def _reference(target: str, name: str) -> str:
+    return target.replace("#/$defs/", f"#/components/schemas/{name}.")
+
+
+def _path(endpoint: type[Endpoint], registry: Registry, job_type: str | None = None) -> dict[str, Any]:
+    return {
+        method.lower(): _operation(endpoint, method, registry, job_type)
+        for method in endpoint.methods()
+    }
+
+
+def _operation(endpoint: type[Endpoint], method: str, registry: Registry, job_type: str | None) -> dict[str, Any]:
+    summary = (getattr(endpoint, method.lower()).__doc__ or endpoint.name).strip().split("\n")[0]
+    suffix = f"_{job_type.replace('-', '_')}" if job_type else ""
+    operation: dict[str, Any] = {
+        "operationId": f"{method.lower()}_{re.sub(r'[^a-z]+', '_', endpoint.name)}{suffix}",
+        "summary": summary,
+        "parameters": _parameters(endpoint, method, registry, job_type),
+        "responses": _responses(endpoint, method),
+    }
+    if method in endpoint.takes_json:
+        schema = {"type": "object"} if job_type is None else {"$ref": f"#/components/schemas/Parameters.{job_type}"}
+        content: dict[str, Any] = {"schema": schema}
+        if job_type is not None:
+            content["example"] = registry.describe(job_type)["example"]
+        operation["requestBody"] = {"required": True, "content": {JSON: content}}
+    return operation
+
+
+def _parameters(endpoint: type[Endpoint], method: str, registry: Registry, job_type: str | None) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for name in re.findall(r"\{(\w+)\}", endpoint.url):
+        if name == "jobType":
+            if job_type is not None:
+                continue
+            schema: dict[str, Any] = {"type": "string", "enum": registry.names}
+        else:
+            schema = {"type": "string", "format": "uuid"}
+        found.append({"name": name, "in": "path", "required": True, "schema": schema})
+    for parameter in endpoint.parameters.get(method, ()):
+        found.append(
+            {
+                "name": parameter.name,
+                "in": "query",
+                "required": parameter.required,
+                "description": parameter.description,
+                "schema": dict(parameter.schema),
+            }
+        )
+    return found
+
+
+def _responses(endpoint: type[Endpoint], method: str) -> dict[str, Any]:
+    described = endpoint.responses.get(method, {})
+    responses = {str(status): _response(endpoint, status, *what) for status, what in described.items()}
+    problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    responses["default"] = {
+        "description": "an error, as a problem document",
+        "content": {PROBLEM: problem, HTML: {"schema": {"type": "string"}}},
+    }
+    return responses
+
+
+def _response(endpoint: type[Endpoint], status: int, description: str, schema: str | None) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": description}
+    if schema is None:
+        return answer
+    if schema == "Bytes":
+        offer = endpoint.offers[0] if endpoint.offers[0] != "*/*" else "*/*"
+        answer["content"] = {offer: {}}
+        return answer
+    content: dict[str, Any] = {}
+    types = (PROBLEM, HTML) if schema == "Problem" else endpoint.offers if endpoint.offers != ("*/*",) else (JSON, HTML)
+    for media_type in types:
+        if media_type in (HTML, EVENTS):
+            content[media_type] = {"schema": {"type": "string"}}
+        else:
+            content[media_type] = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+    answer["content"] = content
+    return answer

@@ -1,0 +1,63 @@
+"""The pages: the same view as the JSON, for people, from templates, without a script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tornado.template
+
+from zerog import codec
+
+_HERE = Path(__file__).parent
+
+STYLE = (_HERE / "style.css").read_bytes()
+
+#: What is shown of a long text of a member.
+_MAX_TEXT = 20_000
+
+#: Name of a page → its template.  Every other name is shown by the general one.
+_TEMPLATES: Mapping[str, str] = {
+    "start": "start.html",
+    "job": "job.html",
+    "info": "job.html",
+    "jobs": "jobs.html",
+    "events": "events.html",
+    "types": "types.html",
+    "type": "type.html",
+    "problem": "problem.html",
+}
+
+_LOADER = tornado.template.Loader(str(_HERE), autoescape="xhtml_escape")
+
+
+def render(page: str, view: Any, path: str, host: str) -> bytes:
+    """Return the page of a view; everything in it is escaped."""
+    template = _LOADER.load(_TEMPLATES.get(page, "general.html"))
+    return template.generate(view=view, path=path, host=host, show=show, percent=percent, link=link)
+
+
+def show(value: Any) -> str:
+    """Return a member of a view as text: control characters are shown, not sent."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return "\n".join(codec.printable(line, _MAX_TEXT) for line in value[:_MAX_TEXT].split("\n"))
+    if isinstance(value, (dict, list)):
+        return codec.dumps(value).decode()
+    return str(value)
+
+
+def percent(completeness: float) -> str:
+    """Return completeness as people read it."""
+    return f"{100 * completeness:.0f} %"
+
+
+def link(value: Any) -> str | None:
+    """Return where a member leads, if it is a reference within this server."""
+    if isinstance(value, dict):
+        value = value.get("href")
+    if isinstance(value, str) and value.startswith("/") and not value.startswith("//"):
+        return value
+    return None

@@ -1,0 +1,37 @@
+"""The table of URLs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from zerog.server import jobs, openapi, status
+from zerog.server.endpoint import Endpoint
+
+ENDPOINTS: tuple[type[Endpoint], ...] = (
+    status.Start,
+    jobs.Run,
+    jobs.Jobs,
+    jobs.Job,
+    jobs.Progress,
+    jobs.Info,
+    jobs.Events,
+    jobs.Data,
+    jobs.Cancel,
+    jobs.Types,
+    jobs.Type,
+    openapi.Description,
+    status.Health,
+    status.Ready,
+    status.Style,
+)
+
+
+def pattern(url: str) -> str:
+    """Return the regular expression of a URL template."""
+    return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(url)) + "$"
+
+
+def names(url: str) -> Iterable[str]:
+    """Return the names of the parts of a URL template."""
+    return re.findall(r"\{(\w+)\}", url)

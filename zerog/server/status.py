@@ -1,0 +1,110 @@
+"""The endpoints of the service itself: start page, liveness, readiness, description."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import zerog
+from zerog import views
+from zerog.exceptions import UnknownResource, ZerogError
+from zerog.server import pages
+from zerog.server.endpoint import JSON, Answer, Endpoint
+
+#: Seconds within which the store must answer for the server to be ready.
+_READY_WITHIN = 1.0
+
+
+class Start(Endpoint):
+    """The start page."""
+
+    name = "start"
+    url = "/"
+    responses = {"GET": {200: ("what this server is and where things are", "Start")}}
+
+    async def get(self) -> Answer:
+        """Show what is here and the newest jobs."""
+        page = await self.off_loop(self.manager.list, None, None, None, 10)
+        body: dict[str, Any] = {
+            "service": self.manager.service,
+            "version": zerog.__version__,
+            "href": "/",
+            "jobs": {"href": "/jobs"},
+            "types": {"href": "/types"},
+            "openapi": {"href": "/openapi.json"},
+            "newest": [views.item(record) for record in page.items],
+        }
+        return Answer(body, page="start")
+
+
+class Health(Endpoint):
+    """Liveness: this process answers.  Touches nothing."""
+
+    name = "healthz"
+    url = "/healthz"
+    offers = (JSON,)
+    responses = {"GET": {200: ("the process answers", "Health")}}
+
+    def get(self) -> Answer:
+        """Say that the process answers."""
+        return Answer({"status": "ok"})
+
+
+class Ready(Endpoint):
+    """Readiness: the store answers."""
+
+    name = "readyz"
+    url = "/readyz"
+    offers = (JSON,)
+    responses = {
+        "GET": {200: ("the store answers; the queue may be away", "Ready"), 503: ("the store does not answer", "Ready")}
+    }
+
+    async def get(self) -> Answer:
+        """Ask store and queue; only the store decides."""
+        store = await self._asked(self.manager.store.probe)
+        queue = not self.manager.queue_away and await self._asked(self.manager.queue.identity, own_thread=True)
+        body = {
+            "status": "ok" if store and queue else "degraded" if store else "unavailable",
+            "store": "ok" if store else "unavailable",
+            "queue": "ok" if queue else "unavailable",
+        }
+        return Answer(body, 200 if store else 503)
+
+    async def _asked(self, call: Any, own_thread: bool = False) -> bool:
+        # The queue's connection belongs to the thread that asks, so it is looked up there.
+        target = (lambda: self.manager.queue.identity()) if own_thread else call
+        try:
+            await asyncio.wait_for(self.off_loop(target), _READY_WITHIN)
+        except (ZerogError, TimeoutError):
+            return False
+        return True
+
+
+class Style(Endpoint):
+    """The style sheet of the pages."""
+
+    name = "style"
+    url = "/style.css"
+    offers = ("text/css",)
+    responses = {"GET": {200: ("the style sheet", "Bytes")}}
+
+    def get(self) -> Answer:
+        """Send the style sheet."""
+        return Answer(pages.STYLE, headers={"Cache-Control": "max-age=3600"}, media_type="text/css; charset=utf-8")
+
+
+class Nothing(Endpoint):
+    """What is at a URL where nothing is."""
+
+    name = "nothing"
+    url = ""
+
+    @classmethod
+    def methods(cls) -> tuple[str, ...]:
+        """Return every method: a URL where nothing is has none to refuse."""
+        return ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+    async def find(self) -> None:
+        """Refuse."""
+        raise UnknownResource()
