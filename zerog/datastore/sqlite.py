@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -219,6 +220,26 @@ class SQLiteDatastore(Datastore):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreUnavailable(f"{self.path.parent}: {error.strerror}") from error
+        with self._lock:
+            connection = self._prepare_in_time()
+            self._connections.append(connection)
+            if self._checkpointer is None:
+                self._checkpointer = threading.Thread(target=self._checkpoints, name="checkpoints", daemon=True)
+                self._checkpointer.start()
+        return connection
+
+    def _prepare_in_time(self) -> sqlite3.Connection:
+        """Open the file; a new one is locked for a moment by whoever makes it, and SQLite does not wait for that."""
+        end = time.monotonic() + self._deadline
+        while True:
+            try:
+                return self._prepare()
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+
+    def _prepare(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self.path, timeout=self._deadline, isolation_level=None, check_same_thread=False
         )
@@ -231,11 +252,6 @@ class SQLiteDatastore(Datastore):
         except BaseException:
             connection.close()
             raise
-        with self._lock:
-            self._connections.append(connection)
-            if self._checkpointer is None:
-                self._checkpointer = threading.Thread(target=self._checkpoints, name="checkpoints", daemon=True)
-                self._checkpointer.start()
         return connection
 
     @contextmanager

@@ -79,7 +79,7 @@ class _File:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            return self._open_file()
+            return self._open_in_time()
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError:
@@ -88,6 +88,17 @@ class _File:
             for ending in ("-wal", "-shm"):
                 self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
             return self._open_file()
+
+    def _open_in_time(self) -> sqlite3.Connection:
+        """Open the file; a new one is locked for a moment by whoever makes it, and SQLite does not wait for that."""
+        end = time.monotonic() + self.deadline
+        while True:
+            try:
+                return self._open_file()
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
 
     def _open_file(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,26 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.services import Beanstalkd, CouchbaseServer
+
+
+@pytest.fixture
+def beanstalkd(tmp_path: Path) -> Iterator[Beanstalkd]:
+    """A beanstalkd of this test alone."""
+    server = Beanstalkd(tmp_path / "beanstalkd").start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def couchbase(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CouchbaseServer]:
+    """Couchbase's test server, shared by the tests, which use services of their own in it."""
+    server = CouchbaseServer(tmp_path_factory.mktemp("couchbase")).start()
+    yield server
+    server.stop()

@@ -1,0 +1,364 @@
+"""One suite for every datastore: the contract of ``zerog.datastore.base``."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.services import CouchbaseServer
+from zerog.datastore.base import Datastore, Entry
+from zerog.datastore.blobs import CHUNK, BlobWriter, read_blob
+from zerog.datastore.couchbase import CouchbaseDatastore
+from zerog.datastore.sqlite import SQLiteDatastore
+from zerog.exceptions import AlreadyExists, Conflict, DatastoreError, NotFound, StoreUnavailable
+
+pytestmark = pytest.mark.requirement("Z1", "Z6")
+
+
+def couchbase_store(server: CouchbaseServer, service: str, deadline: float = 5.0) -> CouchbaseDatastore:
+    address = f"couchbase://127.0.0.1:{server.kv_port}"
+    return CouchbaseDatastore(address, "tester", "password", server.bucket, service=service, deadline=deadline)
+
+
+@pytest.fixture(params=["sqlite", "couchbase"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Datastore]:
+    """An empty store: a file of its own, or a service of its own in the shared test server."""
+    made: Datastore
+    if request.param == "sqlite":
+        made = SQLiteDatastore(tmp_path / "zerog.db", "test", deadline=3.0)
+    else:
+        made = couchbase_store(request.getfixturevalue("couchbase"), f"t{secrets.token_hex(6)}")
+    yield made
+    made.close()
+
+
+def test_a_document_that_was_inserted_is_read(store: Datastore) -> None:
+    cas = store.insert("job:1", b'{"a":1}')
+    document = store.get("job:1")
+    assert (document.body, document.cas) == (b'{"a":1}', cas)
+
+
+def test_a_missing_document_is_not_found(store: Datastore) -> None:
+    with pytest.raises(NotFound):
+        store.get("nothing")
+    with pytest.raises(NotFound):
+        store.replace("nothing", b"{}", 1)
+    with pytest.raises(NotFound):
+        store.remove("nothing")
+
+
+def test_a_second_insert_is_refused_and_changes_nothing(store: Datastore) -> None:
+    store.insert("job:1", b'{"a":1}')
+    with pytest.raises(AlreadyExists):
+        store.insert("job:1", b'{"a":2}')
+    assert store.get("job:1").body == b'{"a":1}'
+
+
+def test_a_replace_needs_the_very_version(store: Datastore) -> None:
+    first = store.insert("job:1", b'{"a":1}')
+    second = store.replace("job:1", b'{"a":2}', first)
+    with pytest.raises(Conflict):
+        store.replace("job:1", b'{"a":3}', first)
+    assert store.get("job:1").body == b'{"a":2}'
+    assert store.get("job:1").cas == second != first
+
+
+def test_a_version_of_a_removed_document_fits_no_successor(store: Datastore) -> None:
+    old = store.insert("job:1", b"{}")
+    store.remove("job:1")
+    store.insert("job:1", b"{}")
+    with pytest.raises(Conflict):
+        store.replace("job:1", b'{"stale":true}', old)
+
+
+def test_of_eight_racers_exactly_one_wins(store: Datastore) -> None:
+    cas = store.insert("job:1", b"{}")
+    won: list[int] = []
+    start = threading.Barrier(8)
+
+    def race(racer: int) -> None:
+        start.wait()
+        try:
+            store.replace("job:1", b'{"racer":%d}' % racer, cas)
+            won.append(racer)
+        except Conflict:
+            return
+
+    threads = [threading.Thread(target=race, args=(racer,)) for racer in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(won) == 1
+    assert store.get("job:1").body == b'{"racer":%d}' % won[0]
+
+
+def test_get_many_returns_those_that_exist(store: Datastore) -> None:
+    for number in range(1200):
+        if number % 100 == 0:
+            store.insert(f"job:{number}", b'{"n":%d}' % number)
+    found = store.get_many([f"job:{number}" for number in range(1200)])
+    assert {key: document.body for key, document in found.items()} == {
+        f"job:{number}": b'{"n":%d}' % number for number in range(0, 1200, 100)
+    }
+    assert store.get_many([]) == {}
+
+
+def test_insert_all_answers_for_each_document(store: Datastore) -> None:
+    store.insert("b", b"{}")
+    done = store.insert_all({"a": b'{"x":1}', "b": b'{"x":2}', "c": b'{"x":3}'})
+    assert isinstance(done["b"], AlreadyExists)
+    assert store.get("a").cas == done["a"]
+    assert store.get("b").body == b"{}"
+    assert store.get("c").body == b'{"x":3}'
+
+
+@pytest.mark.parametrize("text", ["é ☃ 😀", "\x00\x1f", "a" * 100_000])
+def test_any_text_survives(store: Datastore, text: str) -> None:
+    from zerog import codec
+
+    body = codec.dumps({"text": text})
+    store.insert("job:1", body)
+    assert store.get("job:1").body == body
+
+
+# Logs
+
+
+def test_appends_are_numbered_from_one_without_gaps(store: Datastore) -> None:
+    assert [store.append("jobs", b'{"n":%d}' % n) for n in range(3)] == [1, 2, 3]
+    assert store.append("other", b"{}") == 1
+
+
+def test_a_log_is_read_in_both_directions(store: Datastore) -> None:
+    for number in range(1, 8):
+        store.append("jobs", b'{"n":%d}' % number)
+    assert [entry.number for entry in store.read("jobs", after=0)] == [1, 2, 3, 4, 5, 6, 7]
+    assert [entry.number for entry in store.read("jobs", after=5)] == [6, 7]
+    assert [entry.number for entry in store.read("jobs", after=2, limit=2)] == [3, 4]
+    assert [entry.number for entry in store.read("jobs", limit=3)] == [7, 6, 5]
+    assert [entry.number for entry in store.read("jobs", before=4)] == [3, 2, 1]
+    assert store.read("jobs", after=7) == []
+    assert store.read("empty") == []
+    assert store.read("jobs", after=3, limit=1) == [Entry(4, b'{"n":4}')]
+
+
+def test_append_all_numbers_each_log_by_itself(store: Datastore) -> None:
+    store.append("a", b"{}")
+    assert store.append_all([("a", b"{}"), ("b", b"{}"), ("a", b'{"last":1}')]) == [2, 1, 3]
+    assert store.read("a", limit=1) == [Entry(3, b'{"last":1}')]
+
+
+def test_concurrent_appends_get_different_numbers_and_all_are_read(store: Datastore) -> None:
+    numbers: list[int] = []
+
+    def write(writer: int) -> None:
+        for n in range(25):
+            numbers.append(store.append("jobs", b'{"w":%d,"n":%d}' % (writer, n)))
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        store.read("jobs", after=0, limit=1000)  # a reader at the same time, which may seal what is slow
+    assert len(set(numbers)) == 100
+    assert [entry.number for entry in store.read("jobs", after=0, limit=1000)] == sorted(numbers)
+
+
+def test_an_amended_entry_keeps_its_place_and_a_removed_one_is_skipped(store: Datastore) -> None:
+    for number in range(1, 5):
+        store.append("jobs", b'{"n":%d}' % number)
+    store.amend("jobs", 2, b'{"n":"two"}')
+    store.amend("jobs", 3, None)
+    store.amend("jobs", 3, b'{"n":"back"}')
+    store.amend("jobs", 99, None)
+    assert store.read("jobs", after=0) == [Entry(1, b'{"n":1}'), Entry(2, b'{"n":"two"}'), Entry(4, b'{"n":4}')]
+
+
+def test_a_trimmed_log_never_gives_a_number_twice(store: Datastore) -> None:
+    for _ in range(3):
+        store.append("jobs", b"{}")
+    store.trim("jobs", 2)
+    assert [entry.number for entry in store.read("jobs", after=0)] == [3]
+    store.trim("jobs", 10)
+    assert store.read("jobs", after=0) == []
+    assert store.read("jobs") == []
+    assert store.append("jobs", b'{"n":4}') == 4
+    assert store.read("jobs", after=0) == [Entry(4, b'{"n":4}')]
+
+
+# Blobs
+
+
+def test_a_blob_is_read_by_ranges(store: Datastore) -> None:
+    data = os.urandom(CHUNK * 2 + 1000)
+    writer = BlobWriter(store, "data.1")
+    for start in range(0, len(data), 100_001):
+        writer.write(data[start : start + 100_001])
+    writer.close()
+    assert writer.size == len(data)
+    for start, stop in ((0, len(data)), (5, 10), (CHUNK - 3, CHUNK + 3), (CHUNK * 2, len(data)), (7, 7)):
+        assert b"".join(read_blob(store, "data.1", start, stop)) == data[start:stop]
+
+
+def test_a_chunk_is_overwritten_and_a_removed_blob_is_gone(store: Datastore) -> None:
+    store.put_chunk("data.1", 0, b"old")
+    store.put_chunk("data.1", 0, b"\x00new\xff")
+    store.put_chunk("data.1", 1, b"second")
+    assert store.get_chunk("data.1", 0) == b"\x00new\xff"
+    store.remove_blob("data.1")
+    store.remove_blob("data.1")
+    for index in (0, 1):
+        with pytest.raises(NotFound):
+            store.get_chunk("data.1", index)
+
+
+# The whole
+
+
+def test_what_is_written_together_is_there_after_the_block(store: Datastore) -> None:
+    with store.together():
+        cas = store.insert("job:1", b"{}")
+        number = store.append("jobs", b"{}")
+        cas = store.replace("job:1", b'{"a":1}', cas)
+    assert store.get("job:1").body == b'{"a":1}'
+    assert store.get("job:1").cas == cas
+    assert [entry.number for entry in store.read("jobs", after=0)] == [number]
+
+
+def test_an_error_inside_together_can_be_handled_there(store: Datastore) -> None:
+    store.insert("taken", b"{}")
+    with store.together():
+        store.insert("a", b"{}")
+        with pytest.raises(AlreadyExists):
+            store.insert("taken", b"{}")
+        store.insert("b", b"{}")
+    assert set(store.get_many(["a", "b"])) == {"a", "b"}
+
+
+def test_a_closed_store_says_so_and_closes_twice(store: Datastore) -> None:
+    store.insert("a", b"{}")
+    store.close()
+    store.close()
+    with pytest.raises(DatastoreError):
+        store.get("a")
+
+
+def test_the_probe_answers(store: Datastore) -> None:
+    store.probe()
+    assert store.get_many(["probe"]) == {}
+
+
+# SQLite alone
+
+
+def test_sqlite_rolls_back_what_was_together_when_the_block_fails(tmp_path: Path) -> None:
+    store = SQLiteDatastore(tmp_path / "zerog.db")
+    with pytest.raises(RuntimeError), store.together():
+        store.insert("a", b"{}")
+        raise RuntimeError("the caller's")
+    with pytest.raises(NotFound):
+        store.get("a")
+    store.insert("a", b"{}")
+    store.close()
+
+
+def test_sqlite_waits_for_a_lock_no_longer_than_its_deadline(tmp_path: Path) -> None:
+    store = SQLiteDatastore(tmp_path / "zerog.db", deadline=0.3)
+    store.insert("a", b"{}")
+    other = sqlite3.connect(tmp_path / "zerog.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    start = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        store.insert("b", b"{}")
+    with pytest.raises(StoreUnavailable), store.together():
+        store.insert("c", b"{}")
+    assert time.monotonic() - start < 2
+    assert store.get("a").body == b"{}"
+    other.execute("ROLLBACK")
+    store.insert("b", b"{}")
+    other.close()
+    store.close()
+
+
+def test_sqlite_keeps_everything_over_a_close(tmp_path: Path) -> None:
+    first = SQLiteDatastore(tmp_path / "zerog.db")
+    cas = first.insert("a", b'{"n":1}')
+    first.append("jobs", b"{}")
+    first.close()
+    second = SQLiteDatastore(tmp_path / "zerog.db")
+    assert second.get("a").cas == cas
+    assert second.append("jobs", b"{}") == 2
+    second.close()
+
+
+def test_sqlite_syncs_every_commit_and_keeps_services_apart(tmp_path: Path) -> None:
+    one, two = SQLiteDatastore(tmp_path / "zerog.db", "one"), SQLiteDatastore(tmp_path / "zerog.db", "two")
+    one.insert("a", b"{}")
+    with pytest.raises(NotFound):
+        two.get("a")
+    connection = one._connection
+    assert connection.execute("PRAGMA synchronous").fetchone()[0] == 2
+    assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    one.close()
+    two.close()
+
+
+# Couchbase alone
+
+
+def test_couchbase_seals_a_number_that_was_taken_and_never_written(couchbase: CouchbaseServer) -> None:
+    store = couchbase_store(couchbase, f"t{secrets.token_hex(6)}")
+    store.append("jobs", b"{}")
+    taken = store._next_number("jobs")
+    store.append("jobs", b"{}")
+    assert [entry.number for entry in store.read("jobs", after=0)] == [1, 3]
+    # The writer that comes late finds its number sealed and must take another.
+    assert store._write_entry(store._entry_key("jobs", taken), b'{"id":"late","value":{}}', "late") is False
+    store.close()
+
+
+def test_couchbase_fails_in_time_when_the_server_stalls_and_recovers(tmp_path: Path) -> None:
+    server = CouchbaseServer(tmp_path / "own").start()
+    store = couchbase_store(server, "test", deadline=1.0)
+    try:
+        cas = store.insert("a", b"{}")
+        server.signal(signal.SIGSTOP)
+        for call in (lambda: store.get("a"), lambda: store.replace("a", b"{}", cas), lambda: store.append("l", b"{}")):
+            start = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                call()
+            assert time.monotonic() - start < 8
+        server.signal(signal.SIGCONT)
+        end = time.monotonic() + 10
+        while True:
+            try:
+                store.probe()
+                break
+            except StoreUnavailable:
+                assert time.monotonic() < end, "it did not recover"
+        assert store.get("a").body == b"{}"
+    finally:
+        store.close()
+        server.stop()
+
+
+def test_couchbase_says_that_nothing_listens_and_connects_later(tmp_path: Path) -> None:
+    server = CouchbaseServer(tmp_path / "own").start()
+    server.stop()
+    store = couchbase_store(server, "test", deadline=1.0)
+    with pytest.raises(StoreUnavailable):
+        store.get("a")
+    start = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        store.get("a")
+    assert time.monotonic() - start < 0.4, "the second call waited again"
+    store.close()

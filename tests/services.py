@@ -1,0 +1,182 @@
+"""Real servers for tests: started on free ports of loopback, ended by their pid, also when a test fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from base64 import b64encode
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parents[1]
+MOCK_JAR = ROOT / ".cache" / "CouchbaseMock-1.5.27.jar"
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody uses now."""
+    with socket.socket() as end:
+        end.bind(("127.0.0.1", 0))
+        return int(end.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], T], seconds: float = 10.0, what: str = "") -> T:
+    """Return the first true value of ``condition``; fail after ``seconds``."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            pytest.fail(f"not within {seconds} s: {what or condition}")
+        time.sleep(0.01)  # between two looks at the condition
+
+
+def missing(what: str) -> None:
+    """Skip a test whose service is not on this machine; under CI that is a failure."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} is missing, and CI=true allows no skip")
+    pytest.skip(f"{what} is not installed: bin/test says how to get it")
+
+
+class Process:
+    """A process that a test started."""
+
+    def __init__(self, arguments: list[str], log: Path, **more: Any) -> None:
+        self.arguments = arguments
+        self.log = log
+        with log.open("ab") as file:
+            self.popen = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, **more
+            )
+        self.pid = self.popen.pid
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if the process is still there."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(number)
+
+    def kill(self) -> None:
+        """End it now."""
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGKILL)
+        self.popen.wait(10)
+
+    def terminate(self, seconds: float = 30.0) -> int:
+        """Ask it to end and return its status."""
+        self.signal(signal.SIGTERM)
+        try:
+            return self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"{self.arguments} did not end within {seconds} s; its log:\n{self.log.read_text()[-3000:]}")
+
+
+class Beanstalkd:
+    """A beanstalkd on a free port; ``durable`` gives it a binlog with a sync for each put."""
+
+    def __init__(self, folder: Path, durable: bool = False) -> None:
+        program = shutil.which("beanstalkd") or shutil.which("beanstalkd", path="/usr/bin:/usr/sbin:/usr/local/bin")
+        if program is None:
+            missing("beanstalkd")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.address = ("127.0.0.1", self.port)
+        self.url = f"beanstalk://127.0.0.1:{self.port}"
+        self._arguments = [str(program), "-l", "127.0.0.1", "-p", str(self.port)]
+        self._folder = folder
+        if durable:
+            (folder / "binlog").mkdir(exist_ok=True)
+            self._arguments += ["-b", str(folder / "binlog"), "-f0"]
+        self.process: Process | None = None
+
+    def start(self) -> Beanstalkd:
+        """Start it and wait until it answers."""
+        self.process = Process(self._arguments, self._folder / "beanstalkd.log")
+        wait_until(lambda: connects(self.port), what="beanstalkd")
+        return self
+
+    def stop(self) -> None:
+        """End it now; may be called twice."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+
+    def restart(self) -> None:
+        """End it now and start it again on the same port."""
+        self.stop()
+        self.start()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.signal(number)
+
+
+class CouchbaseServer:
+    """Couchbase's own test server with one bucket; what it keeps is gone when it stops."""
+
+    bucket = "zerog"
+
+    def __init__(self, folder: Path) -> None:
+        java = shutil.which("java")
+        if java is None or not MOCK_JAR.exists():
+            missing("Couchbase's test server (java and CouchbaseMock)")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._java = str(java)
+        self.port = free_port()
+        self.kv_port = 0
+        self.process: Process | None = None
+
+    def start(self) -> CouchbaseServer:
+        """Start it and wait until it answers."""
+        arguments = [
+            self._java, "-Xmx512m", "-jar", str(MOCK_JAR), "--port", str(self.port),
+            "--buckets", f"{self.bucket}:password", "--nodes", "1", "--replicas", "0", "--cccp",
+        ]  # fmt: skip
+        self.process = Process(arguments, self._folder / "couchbase.log")
+        self.kv_port = wait_until(self._find_port, 30, "Couchbase's test server")
+        return self
+
+    @property
+    def url(self) -> str:
+        """The URL for the setting ``datastore``."""
+        return f"couchbase://tester@127.0.0.1:{self.kv_port}/{self.bucket}"
+
+    def stop(self) -> None:
+        """End it now; may be called twice."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.signal(number)
+
+    def _find_port(self) -> int:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/pools/default/buckets/{self.bucket}")
+        request.add_header("Authorization", "Basic " + b64encode(b"Administrator:password").decode())
+        with suppress(OSError, ValueError, KeyError, IndexError):
+            with urllib.request.urlopen(request, timeout=2) as answer:
+                return int(json.load(answer)["nodesExt"][0]["services"]["kv"])
+        return 0
+
+
+def connects(port: int) -> bool:
+    """Return whether something listens on a port of loopback."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
