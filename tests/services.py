@@ -31,7 +31,7 @@ def free_port() -> int:
         return int(end.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], T], seconds: float = 10.0, what: str = "") -> T:
+def wait_until(condition: Callable[[], T | None], seconds: float = 10.0, what: str = "") -> T:
     """Return the first true value of ``condition``; fail after ``seconds``."""
     end = time.monotonic() + seconds
     while True:

@@ -65,7 +65,9 @@ def open_store(settings: Settings, deadline: float) -> Datastore:
     try:
         from zerog.datastore.couchbase import CouchbaseDatastore
     except ImportError as error:
-        raise MissingDependency(f"datastore needs the Couchbase SDK: pip install 'zerog[couchbase]' ({error})") from error
+        raise MissingDependency(
+            f"datastore needs the Couchbase SDK: pip install 'zerog[couchbase]' ({error})"
+        ) from error
     url = urlsplit(settings.datastore)
     path = [unquote(part) for part in url.path.split("/") if part]
     if len(path) not in (1, 3) or url.hostname is None:
@@ -137,9 +139,7 @@ def make_agent(settings: Settings) -> tuple[Agent, Parts]:
     )
     program = Program(settings.applications, settings.max_result)
     slots = settings.slots or os.cpu_count() or 1
-    agent = Agent(
-        parts.manager, parts.open_queue(), parts.clock, terms, program, slots, settings.drain, settings.sweep
-    )
+    agent = Agent(parts.manager, parts.open_queue(), parts.clock, terms, program, slots, settings.drain, settings.sweep)
     return agent, parts
 
 

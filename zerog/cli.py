@@ -49,9 +49,9 @@ class _Group(click.Group):
             return super().resolve_command(context, arguments)
         except click.UsageError as error:
             close = difflib.get_close_matches(arguments[0], self.list_commands(context), n=1)
-            if close:
-                error.message += f" Did you mean {close[0]!r}?"
-            raise
+            if not close:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {close[0]!r}?", context) from error
 
 
 def with_settings(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

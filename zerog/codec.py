@@ -99,9 +99,7 @@ def _check_depth(text: str) -> None:
 
 def _parse_text(text: str) -> Any:
     try:
-        return json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite_float
-        )
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite_float)
     except json.JSONDecodeError as error:
         raise _invalid_json(error) from error
     except BadRequest:
@@ -146,5 +144,7 @@ def _check_surrogates(value: Any) -> None:
 
 def printable(text: str, limit: int = 1000) -> str:
     """Return text that is safe in a log line or on a terminal: control characters escaped, cut at ``limit``."""
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text[:limit])
+    safe = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text[:limit]
+    )
     return safe.encode("utf-8", "backslashreplace").decode() + ("…" if len(text) > limit else "")

@@ -279,9 +279,7 @@ def _from_file(config: str, values: dict[str, Any], sources: dict[str, str]) -> 
     return own
 
 
-def _from_environment(
-    environment: Mapping[str, str], values: dict[str, Any], sources: dict[str, str]
-) -> list[str]:
+def _from_environment(environment: Mapping[str, str], values: dict[str, Any], sources: dict[str, str]) -> list[str]:
     others = {"CONFIG", "DATASTORE_PASSWORD", "FAILPOINT", "UP_PARENT"}
     warnings = []
     for variable, value in sorted(environment.items()):

@@ -73,14 +73,14 @@ def follow_to_end(client: Client, view: dict[str, Any], as_json: bool) -> int:
 
 def _follow(client: Client, view: dict[str, Any], as_json: bool) -> dict[str, Any]:
     if as_json:
-        for view in client.follow(view["uuid"]):
-            click.echo(json.dumps(view))
-        return view
+        for last in client.follow(view["uuid"]):
+            click.echo(json.dumps(last))
+        return last
     if not sys.stderr.isatty():
-        for view in client.follow(view["uuid"]):
-            message = f" {safe(view['message'])}" if view["message"] else ""
-            click.echo(f"{view['state']} {view['completeness']:.0%}{message}", err=True)
-        return view
+        for last in client.follow(view["uuid"]):
+            message = f" {safe(last['message'])}" if last["message"] else ""
+            click.echo(f"{last['state']} {last['completeness']:.0%}{message}", err=True)
+        return last
     return _follow_with_bar(client, view)
 
 
@@ -94,7 +94,7 @@ def _follow_with_bar(client: Client, view: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(view["state"], total=1.0, job=view["jobType"])
-        for view in client.follow(view["uuid"]):
-            text = safe(view["message"]) if view["message"] else view["state"]
-            bar.update(task, completed=view["completeness"], description=text)
-    return view
+        for last in client.follow(view["uuid"]):
+            text = safe(last["message"]) if last["message"] else last["state"]
+            bar.update(task, completed=last["completeness"], description=text)
+    return last

@@ -244,12 +244,12 @@ class InvalidParameters(RequestError):
     code = "invalid_parameters"
 
     def __init__(self, faults: Iterable[Mapping[str, Any]]) -> None:
-        faults = [dict(fault) for fault in faults]
-        first = faults[0] if faults else {"pointer": "", "detail": "not valid"}
+        errors = [dict(fault) for fault in faults]
+        first = errors[0] if errors else {"pointer": "", "detail": "not valid"}
         where = first["pointer"] or "the parameters"
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         super().__init__(f"{where}: {first['detail']}{more}")
-        self.errors = faults
+        self.errors = errors
 
 
 class IdempotencyKeyReused(RequestError):

@@ -256,7 +256,9 @@ class Context:
             self.warning(text)
 
 
-_MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}(; ?[a-z0-9-]{1,40}=[A-Za-z0-9_.+-]{1,60}){0,4}")
+_MEDIA_TYPE = re.compile(
+    r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}(; ?[a-z0-9-]{1,40}=[A-Za-z0-9_.+-]{1,60}){0,4}"
+)
 
 
 class Output:

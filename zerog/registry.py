@@ -65,9 +65,7 @@ class Registry:
         if known is not None:
             if known.job is job:
                 return
-            raise BadJobType(
-                f"two classes have the job_type {job.job_type!r}: {_name(known.job)} and {_name(job)}"
-            )
+            raise BadJobType(f"two classes have the job_type {job.job_type!r}: {_name(known.job)} and {_name(job)}")
         schema = closed_schema(job)
         self._entries[job.job_type] = _Entry(job, job.policy(), schema, _mentions_password(schema))
 
@@ -178,7 +176,10 @@ _CODES = (
     ("length", ("too_short", "too_long", "string_too", "bytes_too")),
     ("pattern", ("string_pattern",)),
     ("choice", ("literal_error", "enum", "union_tag", "is_instance")),
-    ("format", ("_parsing", "_from_date", "timezone", "url_", "uuid_", "json_invalid", "invalid_key", "string_unicode")),
+    (
+        "format",
+        ("_parsing", "_from_date", "timezone", "url_", "uuid_", "json_invalid", "invalid_key", "string_unicode"),
+    ),
     ("type", ("_type", "int_from_float", "_attributes", "none_required")),
 )
 
@@ -201,7 +202,7 @@ def _members(location: Sequence[str | int], parsed: Any, kind: str) -> Iterator[
     for position, part in enumerate(location):
         last = position == len(location) - 1
         if isinstance(here, Mapping) and part in here:
-            here = here[part]  # type: ignore[index]
+            here = here[part]
         elif isinstance(here, (list, tuple)) and isinstance(part, int) and part < len(here):
             here = here[part]
         elif not (last and kind == "missing"):

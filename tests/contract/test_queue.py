@@ -51,6 +51,11 @@ def reserved(queue: Queue, *tubes: str) -> Reservation:
     return found
 
 
+def taken(queue: Queue) -> Reservation | None:
+    answer = queue.take()
+    return answer if isinstance(answer, Reservation) else None
+
+
 def test_what_was_put_is_reserved(connect: Callable[[], Queue]) -> None:
     connect().put(Put(TUBE, b"first"))
     assert reserved(connect()).body == b"first"
@@ -93,7 +98,7 @@ def test_a_waiting_connection_is_woken_at_once(connect: Callable[[], Queue]) -> 
         start = time.monotonic()
         putting.put(Put(TUBE, b"wake"))
         assert select.select([waiting.fileno()], [], [], 3)[0], "no notice"
-        found = wait_until(lambda: isinstance(answer := waiting.take(), Reservation) and answer, 2)
+        found = wait_until(lambda: taken(waiting), 2)
         latencies.append(time.monotonic() - start)
         found.delete()
     # A look once a second would show here: the median of five is far below it.
@@ -113,7 +118,7 @@ def test_the_next_ask_can_take_a_deletion_along(connect: Callable[[], Queue]) ->
     queue.put_all([Put(TUBE, b"one"), Put(TUBE, b"two")])
     first = reserved(queue)
     queue.ask([TUBE], first)
-    second = wait_until(lambda: isinstance(answer := queue.take(), Reservation) and answer, 2)
+    second = wait_until(lambda: taken(queue), 2)
     assert second.body == b"two"
     assert connect().stats(TUBE) == TubeStats(reserved=1)
 

@@ -81,7 +81,9 @@ class Agent:
         """Work until a signal has drained the agent."""
         self._catch_signals()
         self._chores.start()
-        logger.info("agent %s serves %s with %d slots", self._terms.agent, ", ".join(self._terms.tubes), len(self._slots))
+        logger.info(
+            "agent %s serves %s with %d slots", self._terms.agent, ", ".join(self._terms.tubes), len(self._slots)
+        )
         try:
             while not self._finished():
                 self._turn()
@@ -371,7 +373,7 @@ class Agent:
             time.sleep(0.002)
 
     def _close_child(self, child: Child) -> None:
-        for descriptor in (child.pipe, child.end, *child.streams.values()):
+        for descriptor in (child.pipe.fileno(), child.end, *child.streams.values()):
             with suppress(KeyError, ValueError):
                 self._selector.unregister(descriptor)
         self._paused.discard(child)

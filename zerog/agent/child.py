@@ -110,7 +110,7 @@ class Surroundings:
         """Return the surroundings as they are."""
         mask = os.umask(0)
         os.umask(mask)
-        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        handlers: dict[int, Any] = {int(number): signal.getsignal(number) for number in _SIGNALS}
         return cls(os.getcwd(), mask, dict(os.environ), handlers)
 
     def restore(self) -> None:

@@ -100,9 +100,7 @@ class Datastore(ABC):
         return done
 
     @abstractmethod
-    def read(
-        self, log: str, after: int | None = None, before: int | None = None, limit: int = 100
-    ) -> list[Entry]:
+    def read(self, log: str, after: int | None = None, before: int | None = None, limit: int = 100) -> list[Entry]:
         """Return up to ``limit`` entries of a log.
 
         With ``after`` (0 reads from the start) in growing order those with greater numbers; otherwise in falling order

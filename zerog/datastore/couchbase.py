@@ -99,8 +99,8 @@ _TOMBSTONE = b'{"sealed":true}'
 class CouchbaseDatastore(Datastore):
     """Documents, logs and blobs in one bucket.
 
-    ``address`` is ``couchbase://host`` or ``couchbases://host``; ``collection`` is (scope, collection) or ``None`` for the
-    default one; ``deadline`` bounds every operation, in seconds; ``durability`` is a key of the SDK's levels.
+    ``address`` is ``couchbase://host`` or ``couchbases://host``; ``collection`` is (scope, collection) or ``None`` for
+    the default one; ``deadline`` bounds every operation, in seconds; ``durability`` is a key of the SDK's levels.
     """
 
     def __init__(
@@ -271,9 +271,7 @@ class CouchbaseDatastore(Datastore):
         found: str | None = codec.loads(self.get(key).body).get("id")
         return found
 
-    def read(
-        self, log: str, after: int | None = None, before: int | None = None, limit: int = 100
-    ) -> list[Entry]:
+    def read(self, log: str, after: int | None = None, before: int | None = None, limit: int = 100) -> list[Entry]:
         first, last = self._bounds(log)
         entries: list[Entry] = []
         if after is not None:

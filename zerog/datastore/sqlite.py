@@ -130,9 +130,7 @@ class SQLiteDatastore(Datastore):
             ).fetchone()
         return int(row[0])
 
-    def read(
-        self, log: str, after: int | None = None, before: int | None = None, limit: int = 100
-    ) -> list[Entry]:
+    def read(self, log: str, after: int | None = None, before: int | None = None, limit: int = 100) -> list[Entry]:
         name = self._prefix + log
         if after is not None:
             query, mark = "number > ? ORDER BY number", after
@@ -240,9 +238,7 @@ class SQLiteDatastore(Datastore):
                 time.sleep(0.01)
 
     def _prepare(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self.path, timeout=self._deadline, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlite3.connect(self.path, timeout=self._deadline, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")

@@ -53,7 +53,7 @@ class Reading(Records):
         """Return those of the records that exist, by UUID."""
         return {uuid: held.record for uuid, held in self.read_many(uuids).items()}
 
-    def list(
+    def page(
         self, job_type: str | None = None, state: str | None = None, before: int | None = None, limit: int = 50
     ) -> Page:
         """Return jobs, newest first: those of a type, in a state, with entries before ``before``.

@@ -108,9 +108,7 @@ class Running(Settling):
             return Drop()
         return Claimed(self.write(after, self._claimed(after.record, agent, claim)))
 
-    def report(
-        self, held: Held, attempt: int, completeness: float | None = None, message: str | None = None
-    ) -> Held:
+    def report(self, held: Held, attempt: int, completeness: float | None = None, message: str | None = None) -> Held:
         """Write the progress of an attempt, which also renews its lease; without progress it only renews it.
 
         Completeness never goes back within an attempt.

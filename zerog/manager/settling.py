@@ -119,9 +119,7 @@ class Settling(Records):
 
     def _failed(self, record: JobRecord, code: int, reason: str, message: str, **changes: Any) -> JobRecord:
         now = self.clock.now()
-        return record.after(
-            "fail", result_code=code, reason=reason, message=cut(message), finished_at=now, **changes
-        )
+        return record.after("fail", result_code=code, reason=reason, message=cut(message), finished_at=now, **changes)
 
     def _given_back(self, record: JobRecord) -> JobRecord:
         return record.after("give_back", completeness=0.0, **_UNCLAIMED)

@@ -4,8 +4,8 @@ The queue is a hint, the store is the truth (A3): a queue may lose, repeat, dela
 every adapter; ``tests/contract/test_queue.py`` holds each of them to it.
 
 * **Order**: a lower priority number is more urgent; among equals the older entry comes first.
-* **A reservation is a promise with a deadline**: not touched for its TTR, an entry becomes ready again.  ``close`` gives
-  back everything that this connection reserved.  Only the connection that reserved an entry may touch, release, bury
+* **A reservation is a promise with a deadline**: not touched for its TTR, an entry becomes ready again.  ``close``
+  gives back everything that this connection reserved.  Only the connection that reserved an entry may touch, release, bury
   or delete it; when the promise is gone these raise ``ReservationLost``.
 * **Waiting is not polling**: a waiting connection learns of an entry at once.
 * **Every call has a deadline**, a number of seconds given at construction, also on a half-open connection.  After any
@@ -103,12 +103,12 @@ class Queue(ABC):
         """
 
     @abstractmethod
-    def take(self) -> Reservation | None | Pending:
+    def take(self) -> Reservation | Pending | None:
         """Return, without waiting, what was asked for: an entry, ``PENDING``, or ``None`` if it must be asked again."""
 
     @abstractmethod
     def fileno(self) -> int:
-        """Return the descriptor that is readable when ``take`` may have something to say; it can change with ``ask``."""
+        """Return the descriptor that is readable when ``take`` may have something to say; ``ask`` can change it."""
 
     @abstractmethod
     def look_within(self) -> float:

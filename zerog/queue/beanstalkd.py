@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import math
-import os
 import select
 import socket
 import time
@@ -94,8 +93,10 @@ class _Client(greenstalk.Client):  # type: ignore[misc]
 
     def __init__(self, end: socket.socket, deadline: float) -> None:
         super().__init__(end, encoding=None)
-        self._reader.close()
-        self.replies = self._reader = _Replies(end, deadline)
+        reader: Any = self._reader
+        reader.close()
+        self.replies = _Replies(end, deadline)
+        self._reader: Any = self.replies
         self._sock.settimeout(deadline)
 
     def write(self, commands: bytes) -> None:
@@ -203,7 +204,7 @@ class BeanstalkdQueue(Queue):
             client.ignore(tube)
         self._watching = tubes
 
-    def take(self) -> Reservation | None | Pending:
+    def take(self) -> Reservation | Pending | None:
         if self._asked_until is None:
             return None
         with self._errors():
@@ -321,7 +322,7 @@ class BeanstalkdQueue(Queue):
                 arguments = file.read().split(b"\0")
         except OSError:
             return False
-        return b"beanstalkd" in os.path.basename(arguments[0]) and (
+        return b"beanstalkd" in arguments[0] and (
             b"-f0" in arguments or (b"-f" in arguments and arguments[arguments.index(b"-f") + 1] == b"0")
         )
 
@@ -396,7 +397,9 @@ class BeanstalkdReservation(Reservation):
 def _tube(name: str) -> bytes:
     """Return a tube's name as bytes; what beanstalkd would read as something else never reaches it."""
     text = name.encode("ascii", "strict")
-    if not 1 <= len(text) <= 200 or not all(c in b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._" for c in text):
+    if not 1 <= len(text) <= 200 or not all(
+        c in b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._" for c in text
+    ):
         raise ValueError(f"{name!r} is no tube's name")
     return text
 

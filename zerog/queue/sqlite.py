@@ -146,7 +146,14 @@ class SQLiteQueue(Queue):
     def put_all(self, puts: Sequence[Put]) -> list[QueueError | None]:
         now = self._clock.now()
         rows = [
-            (p.tube, p.body, p.priority, p.ttr, "delayed" if p.delay > 0 else "ready", now + p.delay if p.delay > 0 else None)
+            (
+                p.tube,
+                p.body,
+                p.priority,
+                p.ttr,
+                "delayed" if p.delay > 0 else "ready",
+                now + p.delay if p.delay > 0 else None,
+            )
             for p in puts
         ]
         try:
@@ -169,7 +176,7 @@ class SQLiteQueue(Queue):
         self._listen()
         self._look_at = 0.0
 
-    def take(self) -> Reservation | None | Pending:
+    def take(self) -> Reservation | Pending | None:
         if self._tubes is None:
             return None
         self._drain_notices()
@@ -325,7 +332,9 @@ class SQLiteQueue(Queue):
         except OSError:
             return  # nobody can listen there either; the look once a second finds the entry
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sender:
+            with socket.socket(
+                socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+            ) as sender:
                 for name in os.listdir(directory):
                     self._send(sender, directory, name)
         finally:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import tornado.web
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
+from tornado.routing import URLSpec
 
 from zerog.clock import Clock
 from zerog.exceptions import BadSetting, UnknownJob
@@ -75,11 +76,11 @@ class Server:
     def application(self) -> tornado.web.Application:
         """Return the Tornado application."""
         routes = [
-            tornado.web.URLSpec(pattern(endpoint.url), Door, {"endpoint": endpoint, "services": self.services})
+            URLSpec(pattern(endpoint.url), Door, {"endpoint": endpoint, "services": self.services})
             for endpoint in ENDPOINTS
         ]
         return tornado.web.Application(
-            routes,  # type: ignore[arg-type]
+            routes,
             default_handler_class=Door,
             default_handler_args={"endpoint": Nothing, "services": self.services},
             log_function=log_request,
@@ -173,4 +174,3 @@ async def serve(server: Server, sockets: Sequence[socket.socket]) -> None:
     await ended.wait()
     logger.info("server stops")
     await server.stop()
-

@@ -1,15 +1,15 @@
 """Door: the one Tornado handler in front of all endpoints, with every rule about HTTP.
 
 It checks in a fixed order (host, method, origin, size, acceptable type; then what the path names, media type of the
-body, query, body), renders answers and errors as JSON or as a page, and never lets a request body grow beyond the limit.
+body, query, body), renders answers and errors as JSON or as a page, and never lets a body grow beyond the limit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, Awaitable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
 import tornado.web
@@ -53,7 +53,7 @@ _SECURITY = {
 class Door(tornado.web.RequestHandler):
     """Answers one request through one endpoint."""
 
-    SUPPORTED_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # type: ignore[assignment]
+    SUPPORTED_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
     def initialize(self, endpoint: type[Endpoint], services: Services) -> None:
         """Take what the table of routes gives."""
@@ -181,7 +181,7 @@ class Door(tornado.web.RequestHandler):
         except StreamClosedError:
             return  # the client has gone
 
-    head = post = put = patch = delete = options = get  # type: ignore[assignment]
+    head = post = put = patch = delete = options = get
 
     async def _answer(self, path: Mapping[str, str]) -> Answer:
         if self._refusal is not None:
@@ -343,7 +343,10 @@ def log_request(handler: tornado.web.RequestHandler) -> None:
 
 def _decoded(path: Mapping[str, str]) -> dict[str, str]:
     """Return the parts of a path; Tornado has decoded them already, and what is no UTF-8 is nobody's name."""
-    return {name: value if isinstance(value, str) else unquote_to_bytes(value).decode("utf-8", "replace") for name, value in path.items()}
+    return {
+        name: value if isinstance(value, str) else unquote_to_bytes(value).decode("utf-8", "replace")
+        for name, value in path.items()
+    }
 
 
 async def _discard(stream: Any) -> None:

@@ -155,7 +155,7 @@ class Jobs(Endpoint):
     def _read(self, job_type: str | None, state: str | None, scope: str) -> Page:
         cursor = self.request.query["cursor"]
         before = None if cursor is None else self.manager.read_cursor(cursor, scope)
-        return self.manager.list(job_type, state, before, self.request.query["limit"])
+        return self.manager.page(job_type, state, before, self.request.query["limit"])
 
 
 def collection(
@@ -441,4 +441,3 @@ async def type_view(endpoint: Endpoint, name: str, host: str) -> dict[str, Any]:
     if not endpoint.manager.queue_away:
         stats = await endpoint.off_loop(endpoint.manager.queue_stats_or_none, name)
     return views.job_type(endpoint.services.registry.describe(name), host, stats)
-

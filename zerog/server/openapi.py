@@ -202,10 +202,7 @@ def _reference(target: str, name: str) -> str:
 
 
 def _path(endpoint: type[Endpoint], registry: Registry, job_type: str | None = None) -> dict[str, Any]:
-    return {
-        method.lower(): _operation(endpoint, method, registry, job_type)
-        for method in endpoint.methods()
-    }
+    return {method.lower(): _operation(endpoint, method, registry, job_type) for method in endpoint.methods()}
 
 
 def _operation(endpoint: type[Endpoint], method: str, registry: Registry, job_type: str | None) -> dict[str, Any]:
@@ -226,7 +223,9 @@ def _operation(endpoint: type[Endpoint], method: str, registry: Registry, job_ty
     return operation
 
 
-def _parameters(endpoint: type[Endpoint], method: str, registry: Registry, job_type: str | None) -> list[dict[str, Any]]:
+def _parameters(
+    endpoint: type[Endpoint], method: str, registry: Registry, job_type: str | None
+) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for name in re.findall(r"\{(\w+)\}", endpoint.url):
         if name == "jobType":

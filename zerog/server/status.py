@@ -24,7 +24,7 @@ class Start(Endpoint):
 
     async def get(self) -> Answer:
         """Show what is here and the newest jobs."""
-        page = await self.off_loop(self.manager.list, None, None, None, 10)
+        page = await self.off_loop(self.manager.page, None, None, None, 10)
         body: dict[str, Any] = {
             "service": self.manager.service,
             "version": zerog.__version__,

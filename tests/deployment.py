@@ -1,0 +1,159 @@
+"""A deployment for tests: server and agent as separate processes over any pair of store and queue."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.services import ROOT, Beanstalkd, CouchbaseServer, Process, free_port, wait_until
+
+TERMINAL = ("succeeded", "failed", "cancelled")
+
+
+class Deployment:
+    """One server and any number of agents; all of them end with ``close``."""
+
+    def __init__(
+        self,
+        folder: Path,
+        store: str = "sqlite",
+        queue: str = "sqlite",
+        *,
+        beanstalkd: Beanstalkd | None = None,
+        couchbase: CouchbaseServer | None = None,
+        applications: str = "workers.examples,tests",
+        **settings: Any,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.beanstalkd = beanstalkd
+        values = {"lease": "3", "sweep": "1", "grace": "1", "slots": "2", "applications": applications, **settings}
+        values["port"] = str(self.port)
+        if store == "couchbase":
+            assert couchbase is not None
+            values.update(datastore=couchbase.url, service=f"t{secrets.token_hex(5)}")
+        if queue == "beanstalkd":
+            assert beanstalkd is not None
+            values["queue"] = beanstalkd.url
+        python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("ZEROG_")},
+            **{f"ZEROG_{name.upper()}": str(value) for name, value in values.items()},
+            "ZEROG_DATASTORE_PASSWORD": "password",
+            "PYTHONPATH": python_path,
+        }
+        self.server: Process | None = None
+        self.agents: list[Process] = []
+        self.client = httpx.Client(base_url=self.url, timeout=70)
+
+    # Processes
+
+    def start(self) -> Deployment:
+        """Start the server and one agent."""
+        self.start_server()
+        self.start_agent()
+        return self
+
+    def start_server(self) -> Process:
+        """Start the server and wait until it is ready."""
+        self.server = self._start("server")
+        wait_until(lambda: self._ready() or self.server and self.server.popen.poll() is not None, 30, "the server")
+        assert self.server.popen.poll() is None, f"the server ended:\n{self.server.log.read_text()[-2000:]}"
+        return self.server
+
+    def start_agent(self, **settings: Any) -> Process:
+        """Start one more agent."""
+        agent = self._start("worker", **settings)
+        self.agents.append(agent)
+        return agent
+
+    def _start(self, command: str, **settings: Any) -> Process:
+        environment = {**self.environment, **{f"ZEROG_{k.upper()}": str(v) for k, v in settings.items()}}
+        arguments = [sys.executable, "-m", "zerog", command]
+        return Process(arguments, self.folder / f"{command}.log", cwd=self.folder, env=environment)
+
+    def _ready(self) -> bool:
+        try:
+            return self.client.get("/readyz").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def restart_agent(self, number: int = signal.SIGKILL) -> None:
+        """End the agent with a signal and start another."""
+        agent = self.agents.pop()
+        agent.signal(number)
+        agent.popen.wait(30)
+        self.start_agent()
+
+    def restart_server(self, number: int = signal.SIGKILL) -> None:
+        """End the server with a signal and start it again."""
+        assert self.server is not None
+        self.server.signal(number)
+        self.server.popen.wait(30)
+        self.start_server()
+
+    def log(self, command: str = "worker") -> str:
+        """Return what the processes of a command have logged."""
+        return (self.folder / f"{command}.log").read_text()
+
+    def close(self) -> None:
+        """End everything."""
+        self.client.close()
+        for process in (*self.agents, *([self.server] if self.server else [])):
+            process.kill()
+
+    # Jobs
+
+    def submit(self, job_type: str, parameters: dict[str, Any] | None = None, **more: Any) -> str:
+        """Submit a job and return its UUID."""
+        answer = self.client.post(f"/run/{job_type}", json=parameters or {}, **more)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["uuid"])
+
+    def job(self, uuid: str) -> dict[str, Any]:
+        """Return the whole record."""
+        answer: dict[str, Any] = self.client.get(f"/jobs/{uuid}").json()
+        return answer
+
+    def wait(self, uuid: str, seconds: float = 30.0) -> dict[str, Any]:
+        """Wait for the end of a job and return its record."""
+
+        def ended() -> dict[str, Any] | None:
+            record = self.job(uuid)
+            return record if record["state"] in TERMINAL else None
+
+        return wait_until(ended, seconds, f"the end of job {uuid}; agent:\n{self.log()[-3000:]}")
+
+    def wait_for(self, uuid: str, seconds: float = 30.0, **members: Any) -> dict[str, Any]:
+        """Wait until the record has these members."""
+
+        def there() -> dict[str, Any] | None:
+            record = self.job(uuid)
+            return record if all(record[name] == value for name, value in members.items()) else None
+
+        return wait_until(there, seconds, f"{members} of job {uuid}; agent:\n{self.log()[-3000:]}")
+
+    def info(self, uuid: str) -> dict[str, Any]:
+        """Return progress and what happened."""
+        answer: dict[str, Any] = self.client.get(f"/jobs/{uuid}/info").json()
+        return answer
+
+
+@contextmanager
+def deployed(folder: Path, *arguments: Any, **more: Any) -> Iterator[Deployment]:
+    """Give a running deployment and end it afterwards."""
+    deployment = Deployment(folder, *arguments, **more)
+    try:
+        yield deployment.start()
+    finally:
+        deployment.close()

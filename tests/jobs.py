@@ -1,0 +1,344 @@
+"""Jobs for tests: an application that deployments of tests serve beside the examples."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, SecretStr
+
+import zerog
+
+
+class Ledger(zerog.Job):
+    """Append one line for each execution, wait, and return the attempt."""
+
+    job_type = "ledger"
+
+    path: str
+    seconds: float = 0.0
+
+    def run(self, context: zerog.Context) -> int:
+        line = f"{context.uuid} {context.attempt}\n".encode()
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(descriptor, line)
+        os.close(descriptor)
+        end = time.monotonic() + self.seconds
+        while time.monotonic() < end and not context.cancelled:
+            time.sleep(0.02)
+        return context.attempt
+
+
+class HoldGil(zerog.Job):
+    """Hold the GIL in C for about some seconds."""
+
+    job_type = "hold-gil"
+
+    path: str
+    seconds: float = 5.0
+
+    def run(self, context: zerog.Context) -> int:
+        with Path(self.path).open("a") as file:
+            file.write(f"{context.attempt}\n")
+        start = time.monotonic()
+        sum(range(10**7))
+        rate = 10**7 / (time.monotonic() - start)
+        sum(range(int(rate * self.seconds)))
+        return context.attempt
+
+
+class Crash(zerog.Job):
+    """End its own process, the way that is asked for."""
+
+    job_type = "crash"
+    backoff = 0.05
+
+    how: str = "kill"
+    until: int = 100
+
+    def run(self, context: zerog.Context) -> int:
+        if context.attempt >= self.until:
+            return context.attempt
+        context.event("before the crash")
+        context.progress(0.5, "about to crash")
+        time.sleep(0.3)
+        if self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(0)
+
+
+class Raise(zerog.Job):
+    """Raise something."""
+
+    job_type = "raise"
+    backoff = 0.05
+    final_errors = (KeyError,)
+
+    what: str
+
+    def run(self, context: zerog.Context) -> None:
+        match self.what:
+            case "fail":
+                raise zerog.Fail("not possible", code=422)
+            case "retry":
+                raise zerog.Retry("once more", after=0.05)
+            case "exit":
+                sys.exit(3)
+            case "interrupt":
+                raise KeyboardInterrupt
+            case "final":
+                raise KeyError("final")
+            case "bad-text":
+                raise _BadText
+        raise ValueError(self.what)
+
+
+class _BadText(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Return(zerog.Job):
+    """Return something."""
+
+    job_type = "return"
+
+    what: str
+    size: int = 0
+
+    def run(self, context: zerog.Context) -> Any:
+        circle: list[Any] = []
+        circle.append(circle)
+        values: dict[str, Any] = {
+            "none": None, "zero": 0, "empty": "", "list": [], "dict": {}, "false": False, "object": object(),
+            "nan": float("nan"), "circle": circle, "created": zerog.Succeeded({"a": 1}, code=201),
+            "surrogate": "\ud800", "text": "x" * self.size,
+        }  # fmt: skip
+        return values[self.what]
+
+
+class WriteOutput(zerog.Job):
+    """Write an output."""
+
+    job_type = "write-output"
+
+    how: str = "one"
+    media_type: str = "text/csv"
+
+    def run(self, context: zerog.Context) -> Any:
+        if self.how == "empty":
+            with context.output(self.media_type):
+                return None
+        with context.output(self.media_type) as output:
+            output.write("a,b\n1,2\n")
+        if self.how == "two":
+            context.output(self.media_type)
+        return {"beside": True} if self.how == "beside" else None
+
+
+class Speak(zerog.Job):
+    """Say things on all channels."""
+
+    job_type = "speak"
+
+    count: int = 1
+    size: int = 10
+    channel: str = "event"
+
+    def run(self, context: zerog.Context) -> None:
+        for number in range(self.count):
+            text = f"{number}:".ljust(self.size, "x")
+            match self.channel:
+                case "stdout":
+                    print(text)
+                case "stderr":
+                    print(text, file=sys.stderr)
+                case "fd":
+                    os.write(1, text.encode() + b"\n")
+                case "warning":
+                    context.warning(text, code=number)
+                case "error":
+                    context.error(text, code=number)
+                case _:
+                    context.event(text, code=number)
+
+
+class ManyProgress(zerog.Job):
+    """Report progress very often, also what is no progress."""
+
+    job_type = "many-progress"
+
+    count: int = 1_000_000
+
+    def run(self, context: zerog.Context) -> None:
+        for number in range(self.count):
+            context.progress(number / self.count)
+        for wrong in (float("nan"), 7.0, -1.0, "half", None):
+            context.progress(wrong)  # type: ignore[arg-type]
+        context.progress(0.25, "went back")
+        time.sleep(1.5)
+
+
+class Asynchronous(zerog.Job):
+    """Sleep in asynchronous code."""
+
+    job_type = "asynchronous"
+
+    seconds: float = 0.1
+    stubborn: bool = False
+
+    async def run(self, context: zerog.Context) -> str:
+        try:
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            context.event("cancelled inside")
+            if not self.stubborn:
+                raise
+        return "slept"
+
+
+class Deaf(zerog.Job):
+    """Hear neither a cancel nor SIGTERM."""
+
+    job_type = "deaf"
+
+    seconds: float = 60.0
+    ignore_sigterm: bool = True
+
+    def run(self, context: zerog.Context) -> None:
+        if self.ignore_sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        context.progress(0.1, f"pid {os.getpid()}")
+        time.sleep(self.seconds)
+
+
+class Limited(zerog.Job):
+    """Run into its time limit."""
+
+    job_type = "limited"
+    time_limit = 0.5
+    max_errors = 2
+    backoff = 0.05
+
+    def run(self, context: zerog.Context) -> None:
+        time.sleep(30)
+
+
+class Surround(zerog.Job):
+    """Change the process, or tell how it is."""
+
+    job_type = "surround"
+
+    change: bool = False
+
+    def run(self, context: zerog.Context) -> dict[str, Any]:
+        seen = {
+            "pid": os.getpid(),
+            "cwd": str(Path.cwd()),
+            "umask": os.umask(0o22),
+            "variable": os.environ.get("LEFT_BEHIND"),
+            "usr1": str(signal.getsignal(signal.SIGUSR1)),
+        }
+        os.umask(seen["umask"])  # type: ignore[arg-type]
+        if self.change:
+            os.chdir("/")
+            os.umask(0o77)
+            os.environ["LEFT_BEHIND"] = "yes"
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        return seen
+
+
+class LeaveProcess(zerog.Job):
+    """Leave a process behind."""
+
+    job_type = "leave-process"
+
+    def run(self, context: zerog.Context) -> dict[str, int]:
+        left = subprocess.Popen(["sleep", "300"])
+        return {"pid": os.getpid(), "left": left.pid}
+
+
+class Fresh(zerog.Job):
+    """Run in a process of its own."""
+
+    job_type = "fresh"
+    fresh_process = True
+
+    def run(self, context: zerog.Context) -> int:
+        return os.getpid()
+
+
+class Hoard(zerog.Job):
+    """Keep memory in the process."""
+
+    job_type = "hoard"
+
+    size: int
+
+    def run(self, context: zerog.Context) -> int:
+        _HOARD.append(b"x" * self.size)
+        return os.getpid()
+
+
+_HOARD: list[bytes] = []
+
+
+class Login(BaseModel):
+    """A nested model."""
+
+    user: str
+    password: SecretStr
+
+
+class Secret(zerog.Job):
+    """Take secrets; return only whether they arrived."""
+
+    job_type = "secret"
+
+    login: Login
+    token: SecretStr = SecretStr("default-secret")
+    wrong: bool = False
+
+    def run(self, context: zerog.Context) -> bool:
+        if self.wrong:
+            raise ValueError(f"cannot log in with {self!r}")
+        return self.login.password.get_secret_value() == "hunter2-öß"
+
+
+class OnlyOnce(zerog.Job):
+    """Rather not at all than twice."""
+
+    job_type = "only-once"
+    rerun_after_crash = False
+
+    seconds: float = 0.0
+
+    def run(self, context: zerog.Context) -> None:
+        context.progress(0.1, "started")
+        time.sleep(self.seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Strict(zerog.Job):
+    """Many kinds of parameters."""
+
+    job_type = "strict"
+    example = {"number": 1}
+
+    number: int = Field(ge=0, le=2**53 - 1)
+    big: int = 0
+    real: float = Field(0.5, lt=10)
+    flag: bool = False
+    text: str = Field("abc", min_length=1, max_length=10, pattern="^[a-z]+$")
+    inner: list[Login] = []
+    either: Login | int | None = None
+    anything: dict[str, Any] = {}
+
+    def run(self, context: zerog.Context) -> dict[str, Any]:
+        return {"number": self.number, "big": self.big, "anything": self.anything}
