@@ -99,7 +99,7 @@ def _check_depth(text: str) -> None:
 
 def _parse_text(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite_float)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise _invalid_json(error) from error
     except BadRequest:
@@ -133,6 +133,9 @@ def _finite_float(text: str) -> float:
     if not math.isfinite(value):
         raise NumberOutOfRange(f"{text[:40]} is too large for a number")
     return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite_float)
 
 
 def _check_surrogates(value: Any) -> None:

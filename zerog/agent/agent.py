@@ -295,6 +295,8 @@ class Agent:
         return next((slot for slot in self._slots if slot.child is child), None)
 
     def _on_pipe(self, child: Child) -> None:
+        if child.closed:
+            return  # it was closed in this very turn
         slot = self._slot_of(child)
         try:
             child.pipe.read()
@@ -325,6 +327,8 @@ class Agent:
             self._guard_pipe(child.pipe.flush)
 
     def _on_stream(self, child: Child, name: str) -> None:
+        if child.closed:
+            return
         slot = self._slot_of(child)
         if slot is None:
             data = child.read_stream(name)
@@ -341,6 +345,8 @@ class Agent:
         logger.warning("child=%d says on %s outside a job: %r", child.pid, name, data[:2000])
 
     def _on_gone(self, child: Child) -> None:
+        if child.closed:
+            return
         now = self._clock.monotonic()
         slot = self._slot_of(child)
         if not child.ready:

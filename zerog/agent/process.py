@@ -53,6 +53,7 @@ class Child:
         self.pipe = AgentPipe(ours)
         self.end = os.pidfd_open(self.pid)
         self.ready = False
+        self.closed = False
         self.jobs = 0
         assert self.process.stdout is not None and self.process.stderr is not None
         self.streams = {"stdout": self.process.stdout.fileno(), "stderr": self.process.stderr.fileno()}
@@ -107,6 +108,7 @@ class Child:
 
     def close(self) -> None:
         """End the whole group now, reap the child, and close everything that belongs to it."""
+        self.closed = True
         self.signal(signal.SIGKILL)
         self.process.wait()
         self.pipe.close()

@@ -10,7 +10,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,9 @@ CREATE TABLE IF NOT EXISTS entries (log TEXT NOT NULL, number INTEGER NOT NULL, 
 CREATE TABLE IF NOT EXISTS chunks (id INTEGER PRIMARY KEY, blob TEXT NOT NULL, position INTEGER NOT NULL,
   data BLOB NOT NULL, UNIQUE (blob, position));
 """
+
+_INSERT = "INSERT INTO documents (key, cas, body) VALUES (?, ?, ?)"
+_LAST = "SELECT coalesce(max(number), 0) FROM entries WHERE log = ?"
 
 #: Pages of the write-ahead log after which a checkpoint is due, and seconds between two looks.
 _CHECKPOINT_PAGES = 1000
@@ -77,12 +80,23 @@ class SQLiteDatastore(Datastore):
         cas = secrets.randbits(60)
         try:
             with self._write() as connection:
-                connection.execute(
-                    "INSERT INTO documents (key, cas, body) VALUES (?, ?, ?)", (self._prefix + key, cas, body)
-                )
+                connection.execute(_INSERT, (self._prefix + key, cas, body))
         except sqlite3.IntegrityError as error:
             raise AlreadyExists(key) from error
         return cas
+
+    def insert_all(self, documents: Mapping[str, bytes]) -> dict[str, int | DatastoreError]:
+        done: dict[str, int | DatastoreError] = {}
+        with self.together(), self._errors():
+            execute = self._connection.execute
+            for key, body in documents.items():
+                cas = secrets.randbits(60)
+                try:
+                    execute(_INSERT, (self._prefix + key, cas, body))
+                    done[key] = cas
+                except sqlite3.IntegrityError:
+                    done[key] = AlreadyExists(key)
+        return done
 
     def replace(self, key: str, body: bytes, cas: int) -> int:
         with self._write() as connection:
@@ -129,6 +143,20 @@ class SQLiteDatastore(Datastore):
                 (name, body, name),
             ).fetchone()
         return int(row[0])
+
+    def append_all(self, entries: Sequence[tuple[str, bytes]]) -> list[int | DatastoreError]:
+        last: dict[str, int] = {}
+        rows = []
+        with self.together(), self._errors():
+            connection = self._connection
+            for log, body in entries:
+                name = self._prefix + log
+                if name not in last:
+                    last[name] = connection.execute(_LAST, (name,)).fetchone()[0]
+                last[name] += 1
+                rows.append((name, last[name], body))
+            connection.executemany("INSERT INTO entries (log, number, body) VALUES (?, ?, ?)", rows)
+        return [number for _, number, _ in rows]
 
     def read(self, log: str, after: int | None = None, before: int | None = None, limit: int = 100) -> list[Entry]:
         name = self._prefix + log
