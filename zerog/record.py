@@ -15,6 +15,7 @@ shown as ``cancelling``.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -149,14 +150,16 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 
 
+_ROWS = tuple((wire, _DEFAULTS.get(name, ...)) for name, wire in _NAMES.items())
+_VALUES = operator.attrgetter(*_NAMES)
+
+
 def to_document(record: JobRecord) -> bytes:
     """Write a record as the JSON document that the store keeps; members at their default are left out."""
     document: dict[str, Any] = {"schema": SCHEMA}
-    for name, wire in _NAMES.items():
-        value = getattr(record, name)
-        if name in _DEFAULTS and value == _DEFAULTS[name] and name != "state":
-            continue
-        document[wire] = value
+    for (wire, default), value in zip(_ROWS, _VALUES(record), strict=True):
+        if value is not default and value != default:
+            document[wire] = value
     for name in _TIMES:
         moment = getattr(record, name)
         if moment is not None:

@@ -44,7 +44,12 @@ def test_a_job_goes_the_whole_path(deployment: Deployment, tmp_path: Path) -> No
     assert view["resultCode"] == -1
     assert answer.headers["Location"] == f"/jobs/{view['uuid']}" == view["href"]
     record = deployment.wait(view["uuid"])
-    assert (record["state"], record["resultCode"], record["completeness"], record["attempt"]) == ("succeeded", 200, 1, 1)
+    assert (record["state"], record["resultCode"], record["completeness"], record["attempt"]) == (
+        "succeeded",
+        200,
+        1,
+        1,
+    )
     data = deployment.client.get(f"{view['href']}/data")
     assert data.headers["Content-Type"] == "application/json"
     assert data.json()["files"] == 20

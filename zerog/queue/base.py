@@ -5,8 +5,8 @@ every adapter; ``tests/contract/test_queue.py`` holds each of them to it.
 
 * **Order**: a lower priority number is more urgent; among equals the older entry comes first.
 * **A reservation is a promise with a deadline**: not touched for its TTR, an entry becomes ready again.  ``close``
-  gives back everything that this connection reserved.  Only the connection that reserved an entry may touch, release, bury
-  or delete it; when the promise is gone these raise ``ReservationLost``.
+  gives back everything that this connection reserved.  Only the connection that reserved an entry may touch, release,
+  bury or delete it; when the promise is gone these raise ``ReservationLost``.
 * **Waiting is not polling**: a waiting connection learns of an entry at once.
 * **Every call has a deadline**, a number of seconds given at construction, also on a half-open connection.  After any
   doubt (a timeout, a torn reply) the connection is thrown away and remade by the next call: what it held is lost, and

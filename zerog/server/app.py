@@ -95,13 +95,21 @@ class Server:
         self._http = HTTPServer(
             application,
             idle_connection_timeout=self._idle_timeout,
-            body_timeout=_BODY_SECONDS,
             max_header_size=_HEADER_BYTES,
             # The door counts; this is only so that Tornado does not answer before it.
             max_body_size=2**62,
         )
         self._http.add_sockets(list(sockets))
+        self._reap()
         return application
+
+    def _reap(self) -> None:
+        """End the connections whose bodies do not arrive; one look a second costs less than a timer a request."""
+        now = self.services.clock.monotonic()
+        for door, since in list(self.services.arriving.items()):
+            if now - since > _BODY_SECONDS:
+                door.close_stream()
+        self._reaper = asyncio.get_running_loop().call_later(1.0, self._reap)
 
     async def stop(self) -> None:
         """Listen no more, let requests in flight end, and give everything back.  May be called twice."""
@@ -109,6 +117,7 @@ class Server:
         if http is None:
             return
         http.stop()
+        self._reaper.cancel()
         try:
             await asyncio.wait_for(http.close_all_connections(), _STOP_SECONDS)
         except TimeoutError:

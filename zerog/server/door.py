@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
-from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import tornado.web
 from tornado.httputil import HTTPServerRequest
@@ -42,8 +42,9 @@ _LINGER_SECONDS = 1.0
 
 _UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
-_SECURITY = {
-    "X-Content-Type-Options": "nosniff",
+#: Headers of every answer, and those that say something only with a page.
+_ALWAYS = {"X-Content-Type-Options": "nosniff", "Vary": "Accept", "Cache-Control": "no-cache"}
+_PAGE = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     "Referrer-Policy": "no-referrer",
 }
@@ -62,20 +63,22 @@ class Door(tornado.web.RequestHandler):
         self._refusal: ZerogError | None = None
         self._body = bytearray()
         self._answered = False
-        self._lingered = 0
+        self._received = 0
         self._offer = ""
 
     # Before the body
 
-    async def prepare(self) -> None:
+    def prepare(self) -> Awaitable[None] | None:
         """Check what can be checked before the body is read; a body that is too large is not read at all."""
         try:
             self._check_head()
         except ZerogError as error:
             self._refusal = error
+        self._services.arriving[self] = self._services.clock.monotonic()
         length = self._content_length()
         if length is not None and length > self._services.max_body:
-            await self._refuse_unread(self._refusal or self._too_large())
+            return self._refuse_unread(self._refusal or self._too_large())
+        return None
 
     def _check_head(self) -> None:
         self._check_host()
@@ -140,24 +143,37 @@ class Door(tornado.web.RequestHandler):
         finally:
             stream.close()
 
-    async def data_received(self, chunk: bytes) -> None:
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Take a piece of the body, up to the limit."""
+        self._received += len(chunk)
         if self._answered:
-            self._lingered += len(chunk)
-            if self._lingered > _LINGER_BYTES:
-                self._close_stream()
-            return
-        if self._refusal is None:
-            self._body += chunk
-        self._lingered += len(chunk)
-        if self._lingered > self._services.max_body:
+            if self._received > self._services.max_body + _LINGER_BYTES:
+                self.close_stream()
+        elif self._received > self._services.max_body:
             self._body.clear()
-            self._lingered = 0
-            self.set_header("Connection", "close")
-            await self._send(self._problem(self._refusal or self._too_large()), finish=False)
-            asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._close_stream)
+            return self._refuse_half_read(self._refusal or self._too_large())
+        elif self._refusal is None:
+            self._body += chunk
+        return None
 
-    def _close_stream(self) -> None:
+    async def _refuse_half_read(self, error: ZerogError) -> None:
+        """Answer in the middle of a body of unknown length, and let the client finish within bounds."""
+        self.set_header("Connection", "close")
+        await self._send(self._problem(error), finish=False)
+        asyncio.get_running_loop().call_later(_LINGER_SECONDS, self.close_stream)
+
+    def on_connection_close(self) -> None:
+        """Forget a request whose client has gone."""
+        self._services.arriving.pop(self, None)
+        super().on_connection_close()
+
+    def on_finish(self) -> None:
+        """Forget a request that was answered."""
+        self._services.arriving.pop(self, None)
+
+    def close_stream(self) -> None:
+        """End the connection."""
+        self._services.arriving.pop(self, None)
         stream: Any = getattr(self.request.connection, "stream", None)
         if stream is not None:
             stream.close()
@@ -167,8 +183,9 @@ class Door(tornado.web.RequestHandler):
     async def get(self, **path: str) -> None:
         """Answer the request, whatever its method."""
         if self._answered:
-            self._close_stream()
+            self.close_stream()
             return
+        self._services.arriving.pop(self, None)
         try:
             answer = await self._answer(path)
         except ZerogError as error:
@@ -190,21 +207,16 @@ class Door(tornado.web.RequestHandler):
         if method == "OPTIONS":
             return Answer(status=204, headers={"Allow": self._endpoint.allow()})
         verb = "GET" if method == "HEAD" else method
-        pairs: list[tuple[str, str]] = []
         request = Request(
-            verb, _decoded(path), {}, {}, self.request.headers, bytes(self._body), self._offer,
-            self.request.uri or "", self.request.host,
-        )  # fmt: skip
+            verb, path, self.request.headers, bytes(self._body), self._offer, self.request.uri or "", self.request.host
+        )
         endpoint = self._endpoint(self._services, request, asyncio.get_running_loop())
         await endpoint.find()
         if verb in self._endpoint.takes_json:
             self._check_media_type()
         pairs = self._query_pairs()
-        query = read_query(pairs, self._endpoint.parameters.get(verb, ()))
-        endpoint.request = Request(
-            verb, request.path, query, dict(pairs), request.headers, request.body, request.offer, request.uri,
-            request.host,
-        )  # fmt: skip
+        request.query = read_query(pairs, self._endpoint.parameters.get(verb, ()))
+        request.written = dict(pairs)
         call: Callable[[], Any] = getattr(endpoint, verb.lower())
         done = call()
         if isinstance(done, Awaitable):
@@ -257,7 +269,7 @@ class Door(tornado.web.RequestHandler):
             return
         self._answered = True
         self.set_status(answer.status)
-        for name, value in {**_SECURITY, "Vary": "Accept", "Cache-Control": "no-cache", **answer.headers}.items():
+        for name, value in {**_ALWAYS, **answer.headers}.items():
             self.set_header(name, value)
         if answer.stream is not None:
             await self._send_stream(answer)
@@ -278,6 +290,8 @@ class Door(tornado.web.RequestHandler):
         elif media_type == HTML:
             body = pages.render(answer.page, answer.body, self.request.path, self.request.host)
             media_type = "text/html; charset=utf-8"
+            for name, value in _PAGE.items():
+                self.set_header(name, value)
         else:
             body = codec.dumps(answer.body)
             if media_type not in (JSON, PROBLEM):
@@ -304,7 +318,7 @@ class Door(tornado.web.RequestHandler):
         except Exception:
             # The status has gone out: only a connection cut short can still say that the data are not whole.
             logger.exception("stream failed: %s", codec.printable(self.request.path, 200))
-            self._close_stream()
+            self.close_stream()
         finally:
             await answer.stream.aclose()  # type: ignore[attr-defined]
 
@@ -317,7 +331,7 @@ class Door(tornado.web.RequestHandler):
         else:
             error = InternalError() if status_code >= 500 else UnknownResource()
         answer = self._problem(error)
-        for name, value in {**_SECURITY, "Vary": "Accept", **answer.headers}.items():
+        for name, value in {**_ALWAYS, **answer.headers}.items():
             self.set_header(name, value)
         self.set_status(error.status)
         self._write_body(answer)
@@ -339,14 +353,6 @@ def log_request(handler: tornado.web.RequestHandler) -> None:
     """Log an answered request at debug level, one line, without query or body."""
     request: HTTPServerRequest = handler.request
     logger.debug("%s %s %d", request.method, codec.printable(request.path, 200), handler.get_status())
-
-
-def _decoded(path: Mapping[str, str]) -> dict[str, str]:
-    """Return the parts of a path; Tornado has decoded them already, and what is no UTF-8 is nobody's name."""
-    return {
-        name: value if isinstance(value, str) else unquote_to_bytes(value).decode("utf-8", "replace")
-        for name, value in path.items()
-    }
 
 
 async def _discard(stream: Any) -> None:

@@ -79,21 +79,27 @@ class Services:
     watcher: Watcher
     max_body: int
     allowed_hosts: frozenset[str]
+    #: Requests whose bodies are on their way, with the monotonic time of their headers.
+    arriving: dict[Any, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Request:
-    """What a client asked: names from the path, the query as read by ``parameters``, headers, body, chosen type."""
+    """What a client asked: names from the path, headers, body, the chosen media type.
+
+    ``query`` is what ``parameters`` made of the query, ``written`` the query as it was written; both are read after
+    ``find``.
+    """
 
     method: str
     path: Mapping[str, str]
-    query: Mapping[str, Any]
-    written: Mapping[str, str]
     headers: Mapping[str, str]
     body: bytes
     offer: str
     uri: str
     host: str
+    query: Mapping[str, Any] = field(default_factory=dict)
+    written: Mapping[str, str] = field(default_factory=dict)
 
 
 class Endpoint:
