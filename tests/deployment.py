@@ -67,7 +67,7 @@ class Deployment:
     def start_server(self) -> Process:
         """Start the server and wait until it is ready."""
         self.server = self._start("server")
-        wait_until(lambda: self._ready() or self.server and self.server.popen.poll() is not None, 30, "the server")
+        wait_until(lambda: self._ready() or (self.server and self.server.popen.poll() is not None), 30, "the server")
         assert self.server.popen.poll() is None, f"the server ended:\n{self.server.log.read_text()[-2000:]}"
         return self.server
 

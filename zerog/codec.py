@@ -147,6 +147,8 @@ def _check_surrogates(value: Any) -> None:
 
 def printable(text: str, limit: int = 1000) -> str:
     """Return text that is safe in a log line or on a terminal: control characters escaped, cut at ``limit``."""
+    if len(text) <= limit and text.isprintable():
+        return text
     safe = "".join(
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text[:limit]
     )

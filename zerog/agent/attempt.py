@@ -54,7 +54,7 @@ class Attempt:
         self.uuid = held.record.uuid
         self.job = job
         self.recorder = Recorder(self.uuid, self.number)
-        self.lines = {name: Lines(MAX_MESSAGE) for name in ("stdout", "stderr")}
+        self.lines: dict[str, Lines] = {}
         self.completeness: float | None = None
         self.message: str | None = None
         self.renew_at = now + terms.lease / 3
@@ -100,6 +100,19 @@ class Attempt:
         writer = self.output.mark()
         writer.write(bytes(self.waiting_output))
         return writer
+
+    def take_output(self, name: str, data: bytes, at: float) -> None:
+        """Take captured output: one event a line."""
+        if name not in self.lines:
+            self.lines[name] = Lines(MAX_MESSAGE)
+        for line in self.lines[name].feed(data):
+            self.recorder.add(Event(at, "event", line, source=name))
+
+    def end_output(self, at: float) -> None:
+        """Take what is left of the captured output without a line's end."""
+        for name, lines in self.lines.items():
+            for line in lines.end():
+                self.recorder.add(Event(at, "event", line, source=name))
 
     def say_end(self, at: float) -> None:
         """Leave one entry among the errors for a spent error or crash."""

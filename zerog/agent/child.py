@@ -6,8 +6,10 @@ what a job may have changed in the process: signal handlers, working directory, 
 
 from __future__ import annotations
 
+import _signal
 import ctypes
 import os
+import resource
 import signal
 import socket
 import sys
@@ -22,6 +24,9 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+
+# The module's own function turns each answer into an enumeration member, sixty times after each job.
+_handler_of = _signal.getsignal
 
 
 def main() -> None:
@@ -51,10 +56,12 @@ def _serve(pipe: ChildPipe) -> None:
             continue  # a cancel that came after its job had ended
         outcome = executor.execute(message)
         _flush_streams()
-        surroundings.restore()
         outcome["leftovers"] = _has_processes()
+        outcome["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         executor.reporter.reset()
         pipe.send(outcome)
+        # After the outcome, while the agent writes it down; the next job is read only when this is done.
+        surroundings.restore()
 
 
 def _set_up(hello: dict[str, Any]) -> None:
@@ -110,7 +117,7 @@ class Surroundings:
         """Return the surroundings as they are."""
         mask = os.umask(0)
         os.umask(mask)
-        handlers: dict[int, Any] = {int(number): signal.getsignal(number) for number in _SIGNALS}
+        handlers: dict[int, Any] = {int(number): _handler_of(number) for number in _SIGNALS}
         return cls(os.getcwd(), mask, dict(os.environ), handlers)
 
     def restore(self) -> None:
@@ -124,7 +131,7 @@ class Surroundings:
             os.environ.clear()
             os.environ.update(self.environment)
         for number, handler in self.handlers.items():
-            if signal.getsignal(number) is not handler and handler is not None:
+            if _handler_of(number) is not handler and handler is not None:
                 signal.signal(number, handler)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -60,8 +60,7 @@ class Recorder:
         self._uuid = uuid
         self._attempt = attempt
         self._head: list[tuple[Event, int]] = []
-        self._lanes = {level: _Lane(FIRST, LAST) for level in ("event", "warning", "error")}
-        self._lanes["output"] = _Lane(OUTPUT_FIRST, OUTPUT_LAST)
+        self._lanes: dict[str, _Lane] = {}
         self._dropped = {"events": 0, "bytes": 0}
         self._batch = 0
         self._unsaid = False
@@ -77,7 +76,7 @@ class Recorder:
 
     def add(self, event: Event) -> None:
         """Take an entry."""
-        lane = self._lanes["output" if event.source else event.level]
+        lane = self._lane("output" if event.source else event.level)
         weight = event.size() + _LINE if event.source else 1
         if lane.first >= weight:
             lane.first -= weight
@@ -91,6 +90,12 @@ class Recorder:
             lane.pending_weight -= gone_weight
             self.drop(1, gone.size())
 
+    def _lane(self, name: str) -> _Lane:
+        if name not in self._lanes:
+            caps = (OUTPUT_FIRST, OUTPUT_LAST) if name == "output" else (FIRST, LAST)
+            self._lanes[name] = _Lane(*caps)
+        return self._lanes[name]
+
     def drop(self, events: int, size: int) -> None:
         """Count entries that were dropped on the way here."""
         if events:
@@ -100,6 +105,8 @@ class Recorder:
 
     def flush(self, manager: Manager) -> None:
         """Write what is pending, and what an earlier flush wrote without being confirmed."""
+        if not self.pending:
+            return
         if not self._unconfirmed:
             self._prepare()
         for number, keep in self._cuts:

@@ -30,7 +30,7 @@ from zerog.leases import LeaseWatch
 from zerog.manager import Claimed, Drop, GiveBack, Held, Manager, Missing
 from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Result, Succeeded
 from zerog.queue.base import PENDING, Queue, Reservation
-from zerog.record import Event, State
+from zerog.record import State
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ class Slot:
             job = Job  # the child will say so
         self.attempt = Attempt(held, job, now, self.terms)
         self.phase = Phase.RUNNING
-        logger.info("started job=%s type=%s attempt=%d", record.uuid, record.job_type, record.attempt)
+        logger.debug("started job=%s type=%s attempt=%d", record.uuid, record.job_type, record.attempt)
         self.child.pipe.send(
             {
                 "t": "run",
@@ -354,7 +354,7 @@ class Slot:
         child.jobs += 1
         if message["leftovers"] or attempt.job.fresh_process or child.jobs >= self.terms.max_jobs:
             self.retire_child = True
-        elif child.memory() > self.terms.max_memory:
+        elif message["peak"] > self.terms.max_memory and child.memory() > self.terms.max_memory:
             logger.info("recycled child=%d: more than %d bytes", child.pid, self.terms.max_memory)
             self.retire_child = True
         if self.stop is not None and self.stop.outcome is not None and not self.stop.told:
@@ -372,8 +372,7 @@ class Slot:
         """Take the captured output that is left: the child flushed it before it sent the outcome."""
         for name in ("stdout", "stderr"):
             self.on_stream(name, reads=1000)
-            for line in attempt.lines[name].end():
-                self._add_line(attempt, name, line)
+        attempt.end_output(self._clock.now())
 
     def on_stream(
         self, name: str, reads: int = _STREAM_READS, said: Callable[[Child, str, bytes], None] | None = None
@@ -389,14 +388,10 @@ class Slot:
             if not data:
                 return False
             if self.attempt is not None:
-                for line in self.attempt.lines[name].feed(data):
-                    self._add_line(self.attempt, name, line)
+                self.attempt.take_output(name, data, self._clock.now())
             elif said is not None:
                 said(child, name, data)
         return True
-
-    def _add_line(self, attempt: Attempt, name: str, line: str) -> None:
-        attempt.recorder.add(Event(self._clock.now(), "event", line, source=name))
 
     def on_gone(self) -> None:
         """The child's process has ended, or its pipe broke: settle what it was doing."""

@@ -54,7 +54,7 @@ class _Replies:
     def fill(self) -> None:
         """Take what is there without waiting."""
         # Asked first: a socket with a timeout waits for it even when told not to.
-        while select.select([self._socket], [], [], 0)[0]:
+        if select.select([self._socket], [], [], 0)[0]:
             self._take(self._socket.recv(_READ))
 
     def lines(self) -> int:
