@@ -117,7 +117,7 @@ class Agent:
 
     def _timeout(self) -> float:
         now = self._clock.monotonic()
-        if not self._store_away and any(slot.wants_store(now) for slot in self._slots):
+        if not self._store_away and any(self._at_once(slot, now) for slot in self._slots):
             return 0.0
         times = [slot.next_time() - now for slot in self._slots]
         times += [slot.queue.look_within() for slot in self._asked]
@@ -127,6 +127,12 @@ class Agent:
         if any(slot.child is None for slot in self._slots):
             times.append(self._start_after - now)
         return max(0.0, min(times))
+
+    def _at_once(self, slot: Slot, now: float) -> bool:
+        """Return whether a slot has something to do that no event will announce."""
+        if slot.wants_store(now) or (slot.child is not None and slot.retire_child and slot.phase is Phase.IDLE):
+            return True
+        return slot.wants_to_ask() and not self._signals and not self._manager.queue_away
 
     # The store
 

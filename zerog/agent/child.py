@@ -6,7 +6,7 @@ what a job may have changed in the process: signal handlers, working directory, 
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import ctypes
 import os
 import resource

@@ -21,7 +21,7 @@ from zerog.manager import Manager, Submission, Submitted
 from zerog.record import JobRecord
 from zerog.registry import Registry
 from zerog.server.door import Door, log_request
-from zerog.server.endpoint import Services
+from zerog.server.endpoint import NO_SUCH_JOB, Services
 from zerog.server.lanes import Lane
 from zerog.server.routes import ENDPOINTS, pattern
 from zerog.server.status import Nothing
@@ -130,7 +130,7 @@ class Server:
 
     def _read_all(self, uuids: Sequence[str]) -> list[JobRecord | Exception]:
         found = self._manager.get_many(list(dict.fromkeys(uuids)))
-        return [found.get(uuid) or UnknownJob("there is no job with this UUID") for uuid in uuids]
+        return [found.get(uuid) or UnknownJob(NO_SUCH_JOB) for uuid in uuids]
 
     async def _read_watched(self, uuids: Sequence[str]) -> dict[str, JobRecord]:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._manager.get_many, uuids)

@@ -26,12 +26,24 @@ from zerog.exceptions import (
     Misdirected,
     NotAcceptable,
     StoreUnavailable,
+    UnknownJob,
     UnknownResource,
     UnsupportedMediaType,
     ZerogError,
 )
 from zerog.server import pages
-from zerog.server.endpoint import EVENTS, HTML, JSON, PROBLEM, Answer, Endpoint, Request, Services, read_query
+from zerog.server.endpoint import (
+    EVENTS,
+    HTML,
+    JSON,
+    NO_SUCH_JOB,
+    PROBLEM,
+    Answer,
+    Endpoint,
+    Request,
+    Services,
+    read_query,
+)
 from zerog.server.negotiation import choose
 
 logger = logging.getLogger(__name__)
@@ -328,8 +340,12 @@ class Door(tornado.web.RequestHandler):
         """Answer for what Tornado refuses by itself: methods that it does not know."""
         if status_code == 405:
             error: ZerogError = self._not_allowed()
+        elif status_code >= 500:
+            error = InternalError()
+        elif "{uuid}" in self._endpoint.url:  # a path that is no UTF-8 names no job
+            error = UnknownJob(NO_SUCH_JOB)
         else:
-            error = InternalError() if status_code >= 500 else UnknownResource()
+            error = UnknownResource()
         answer = self._problem(error)
         for name, value in {**_ALWAYS, **answer.headers}.items():
             self.set_header(name, value)

@@ -30,6 +30,9 @@ HTML = "text/html"
 EVENTS = "text/event-stream"
 PROBLEM = "application/problem+json"
 
+#: The same words for malformed and for unknown UUIDs.
+NO_SUCH_JOB = "there is no job with this UUID"
+
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}", re.ASCII)
@@ -146,7 +149,7 @@ class Endpoint:
         """Return the UUID in the path in lower case; what is none is an unknown job like any other."""
         text = self.request.path["uuid"]
         if not _UUID.fullmatch(text):
-            raise UnknownJob("there is no job with this UUID")
+            raise UnknownJob(NO_SUCH_JOB)
         return text.lower()
 
     def preferred_wait(self) -> int | None:
