@@ -1,0 +1,109 @@
+"""The documentation says what the code does: settings, errors, commands, routes, and the user's way in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+import tomllib
+import urllib.request
+import venv
+from pathlib import Path
+
+import docutils.core
+import pytest
+
+from tests.services import ROOT, Process, free_port, wait_until
+from zerog import config
+from zerog.cli import main
+from zerog.server.routes import ENDPOINTS
+
+README = (ROOT / "README.rst").read_text()
+
+
+def test_the_readme_is_valid_restructured_text() -> None:
+    text = README.replace(".. code-block::", ".. code::")
+    docutils.core.publish_doctree(text, settings_overrides={"report_level": 2, "halt_level": 2})
+
+
+def test_conf_has_every_setting_with_its_default() -> None:
+    text = (ROOT / "conf" / "zerog.toml").read_text()
+    for setting in config.SETTINGS:
+        assert setting.help in text, setting.name
+        assert re.search(rf"^#?{setting.name} =", text, re.MULTILINE), setting.name
+    written = tomllib.loads(text)
+    for setting in config.SETTINGS:
+        if setting.name in written:
+            assert written[setting.name] == setting.default, setting.name
+
+
+@pytest.mark.parametrize("name", ["zerog.toml", "couchbase-beanstalkd.toml", "embedded.toml"])
+def test_every_profile_is_read(name: str) -> None:
+    assert config.load(str(ROOT / "conf" / name), environment={}).service == "zerog"
+
+
+@pytest.mark.requirement("G19")
+def test_the_reference_of_errors_is_what_the_code_has() -> None:
+    text = runpy.run_path(str(ROOT / "docs" / "errors.py"))["text"]()
+    assert (ROOT / "docs" / "errors.rst").read_text() == text, "run: python docs/errors.py"
+
+
+def test_the_readme_names_every_route_and_command() -> None:
+    for endpoint in ENDPOINTS:
+        if endpoint.url not in ("/style.css",):
+            part = endpoint.url.rsplit("/", 1)[-1] if "{" not in endpoint.url.rsplit("/", 1)[-1] else endpoint.url
+            assert part in README, endpoint.url
+    text = README + (ROOT / "CHANGELOG.rst").read_text()
+    for command in main.commands:
+        assert command in text, command
+
+
+def test_your_own_code_as_the_readme_shows_it_runs_from_a_built_wheel(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(ROOT)]
+    subprocess.run(build, check=True, timeout=240)
+    (wheel,) = wheels.glob("zerog-*.whl")
+    environment = tmp_path / "venv"
+    # The packages that zerog needs come from the environment of the tests; zerog itself only from the wheel.
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    install = [str(python), "-m", "pip", "install", "--quiet", str(wheel)]
+    subprocess.run(install, check=True, timeout=240)
+    folder = tmp_path / "folder"
+    (folder / "mywork").mkdir(parents=True)
+    (folder / "mywork" / "__init__.py").touch()
+    block = README[README.index(".. code-block:: python") :].split("\n\n", 1)[1].split("\nStart it from", 1)[0]
+    (folder / "mywork" / "jobs.py").write_text("\n".join(line[4:] for line in block.splitlines()))
+    port = free_port()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("ZEROG_", "PYTHONPATH"))}
+    program = [
+        str(environment / "bin" / "zerog"),
+        "up",
+        "--applications",
+        "mywork",
+        "--port",
+        str(port),
+        "--slots",
+        "1",
+    ]
+    up = Process(program, tmp_path / "up.log", cwd=folder, env=clean)
+    try:
+        wait_until(lambda: "server listens" in up.log.read_text(), 30, "zerog up")
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/run/resize", b'{"path": "a.png"}', {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            href = answer.headers["Location"]
+
+        def data() -> bytes | None:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{href}/data", timeout=10) as reply:
+                return reply.read() if reply.status == 200 else None
+
+        assert json.loads(wait_until(data, 20)) == {"path": "a.png", "width": 640, "tiles": 12}
+        assert str(folder / "var" / "zerog.db") in up.log.read_text(), "the start logs where things are, absolute"
+    finally:
+        status = up.terminate()
+    assert status == 0
