@@ -120,7 +120,12 @@ def grown(zerog: Deployment, size: int) -> tuple[int, int, int]:
             most[index] = max(most[index], memory(pid))
 
     uuid = zerog.submit("bulk", {"size": size})
-    wait_until(lambda: (look(), zerog.job(uuid)["state"] in ("succeeded", "failed"))[1], 240, "the output")
+
+    def ended() -> bool:
+        look()
+        return zerog.job(uuid)["state"] in ("succeeded", "failed")
+
+    wait_until(ended, 240, "the output")
     assert zerog.job(uuid)["result"]["size"] == size
     digest = hashlib.sha256()
     received = 0

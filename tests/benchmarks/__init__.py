@@ -1,0 +1,1 @@
+"""Figures: each beside its limit, measured in the same sitting.  Not part of the tests: ``python -m tests.benchmarks``."""

@@ -1,0 +1,319 @@
+"""Measure ZeroG beside what limits it, interleaved, and print a table: ``python -m tests.benchmarks [--runs 5] [NAME…]``.
+
+Needs wrk and beanstalkd (Debian packages).  ``--write README.rst`` puts the table between the marks of that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import psutil
+
+from tests.deployment import Deployment
+from tests.services import ROOT, Beanstalkd, CouchbaseServer, Process, connects, free_port, wait_until
+from zerog import bootstrap, config
+from zerog.clock import from_iso
+from zerog.manager import Submission
+from zerog.record import JobRecord
+
+BASELINES = Path(__file__).parent / "baselines"
+SECONDS = 4
+JOBS = 5000
+
+
+class Row:
+    """One line of the table."""
+
+    def __init__(self, name: str, figure: str, limit: str = "", ratio: float | None = None, bound: str = "") -> None:
+        self.cells = (name, figure, limit, "" if ratio is None else f"{ratio:.2f}", bound)
+
+
+def wrk(url: str, post: bool = False) -> float:
+    """Return the requests a second of one run of wrk."""
+    arguments = ["wrk", "-t1", "-c32", f"-d{SECONDS}s", *(["-s", str(BASELINES / "post.lua")] if post else []), url]
+    text = subprocess.run(arguments, check=True, capture_output=True, text=True, timeout=60).stdout
+    if "Non-2xx" in text:
+        raise SystemExit(f"{url} answered errors:\n{text}")
+    found = re.search(r"Requests/sec:\s+([\d.]+)", text)
+    assert found is not None
+    return float(found.group(1))
+
+
+def http(folder: Path, runs: int) -> list[Row]:
+    """Submits and reads beside a bare Tornado handler."""
+    with ExitStack() as stack:
+        port = free_port()
+        bare = Process([sys.executable, str(BASELINES / "bare_server.py"), str(port)], folder / "bare.log")
+        stack.callback(bare.kill)
+        wait_until(lambda: connects(port), 10)
+        targets: dict[str, Deployment] = {}
+        for name, durable in (("SQLite queue", None), ("beanstalkd", False), ("beanstalkd -b -f0", True)):
+            server = None
+            if durable is not None:
+                server = Beanstalkd(folder / name.replace(" ", ""), durable).start()
+                stack.callback(server.stop)
+            made = deployment(folder / f"zerog {name}", "sqlite", server)
+            stack.callback(made.close)
+            made.start_server()
+            targets[name] = made
+        known = targets["SQLite queue"]
+        uuid = known.submit("resize", {"path": "a"})
+        limits, reads, documents = [], [], []
+        figures: dict[str, list[float]] = {name: [] for name in targets}
+        for _ in range(runs):
+            limits.append(wrk(f"http://127.0.0.1:{port}/", True))
+            for name, made in targets.items():
+                figures[name].append(wrk(f"{made.url}/run/resize", True))
+            documents.append(wrk(f"http://127.0.0.1:{port}/document"))
+            reads.append(wrk(f"{known.url}/jobs/{uuid}/progress"))
+    bounds = {"SQLite queue": "≥ 0.50", "beanstalkd": "≥ 0.50", "beanstalkd -b -f0": "≥ 0.30"}
+    rows = [ratio_row(f"submit, {name}", values, limits, bounds[name], "/s") for name, values in figures.items()]
+    return [*rows, ratio_row("GET progress", reads, documents, "≥ 0.65", "/s")]
+
+
+def ratio_row(name: str, values: list[float], limits: list[float], bound: str, unit: str) -> Row:
+    value, limit = statistics.median(values), statistics.median(limits)
+    return Row(name, f"{value:,.0f}{unit}", f"{limit:,.0f}{unit}", value / limit, bound)
+
+
+def deployment(
+    folder: Path, store: str, server: Beanstalkd | None, couchbase: CouchbaseServer | None = None, **more: str
+) -> Deployment:
+    """Return a deployment with the settings that users get."""
+    return Deployment(
+        folder, store, "sqlite" if server is None else "beanstalkd", beanstalkd=server, couchbase=couchbase,
+        applications="workers.examples,tests.benchmarks", **{"lease": "30", "sweep": "30", "grace": "5", **more},
+    )  # fmt: skip
+
+
+def drained(made: Deployment, count: int) -> float:
+    """Fill the queue with no-op jobs, start an agent, and return how many a second it ends."""
+    environment = {name: value for name, value in made.environment.items() if name.startswith("ZEROG_")}
+    before = Path.cwd()
+    os.chdir(made.folder)
+    os.environ["ZEROG_DATASTORE_PASSWORD"] = "password"
+    try:
+        parts = bootstrap.assemble(config.load(None, None, environment))
+        parameters = parts.registry.validate("noop", b"{}")
+        for _ in range(count // 500):
+            parts.manager.submit_all([Submission("noop", parameters) for _ in range(500)])
+        made.start_agent()
+        last = parts.manager.page(limit=1).items[0].uuid
+        wait_until(lambda: parts.manager.get(last).terminal, 300)
+        wait_until(lambda: not parts.manager.page(state="queued", limit=1).items, 60)
+        times = [from_moment for record in pages(parts) if (from_moment := record.finished_at) is not None]
+        parts.manager.close_queue()
+        parts.store.close()
+    finally:
+        os.chdir(before)
+    return float((len(times) - 1) / (max(times) - min(times)))
+
+
+def pages(parts: bootstrap.Parts) -> list[JobRecord]:
+    """Return all records."""
+    found: list[JobRecord] = []
+    before = None
+    while True:
+        page = parts.manager.page(before=before, limit=500)
+        found += page.items
+        if page.next is None:
+            return found
+        before = page.next
+
+
+def drain(folder: Path, runs: int) -> list[Row]:
+    """No-op jobs drained by one agent beside the plain loop with two processes."""
+    figures: dict[tuple[str, int], list[float]] = {(q, s): [] for q in ("beanstalkd", "SQLite queue") for s in (2, 8)}
+    limits = []
+    for run in range(runs):
+        with ExitStack() as stack:
+            server = Beanstalkd(folder / f"plain{run}").start()
+            stack.callback(server.stop)
+            arguments = [
+                sys.executable,
+                str(BASELINES / "plain_loop.py"),
+                "--beanstalkd",
+                str(server.port),
+                "--jobs",
+                str(JOBS),
+                "--processes",
+                "2",
+            ]
+            limits.append(
+                json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)[
+                    "jobs_per_second"
+                ]
+            )
+        for (queue, slots), values in figures.items():
+            with ExitStack() as stack:
+                server_ = None
+                if queue == "beanstalkd":
+                    server_ = Beanstalkd(folder / f"b{run}{slots}").start()
+                    stack.callback(server_.stop)
+                made = deployment(folder / f"drain{run}{slots}{queue[:3]}", "sqlite", server_, slots=str(slots))
+                stack.callback(made.close)
+                values.append(drained(made, JOBS))
+    return [
+        ratio_row(f"drain, {queue}, {slots} slots", values, limits, "≥ 0.90" if slots == 2 else "≥ 1.50", " jobs/s")
+        for (queue, slots), values in figures.items()
+    ]
+
+
+def latency(folder: Path, runs: int) -> list[Row]:
+    """The time from POST to succeeded of jobs that come one by one to an idle deployment."""
+    rows = []
+    for queue in ("SQLite queue", "beanstalkd"):
+        with ExitStack() as stack:
+            server = None
+            if queue == "beanstalkd":
+                server = Beanstalkd(folder / "latency").start()
+                stack.callback(server.stop)
+            made = deployment(folder / f"latency {queue}", "sqlite", server)
+            stack.callback(made.close)
+            rows += latencies(made.start(), queue)
+    return rows
+
+
+def latencies(made: Deployment, name: str, count: int = 500) -> list[Row]:
+    own, seen = [], []
+    made.wait(made.submit("noop"))
+    with httpx.Client(base_url=made.url) as client:
+        for _ in range(count):
+            start = time.perf_counter()
+            href = client.post("/run/noop", json={}).headers["Location"]
+            while client.get(f"{href}/progress").json()["resultCode"] == -1:
+                continue
+            seen.append(1000 * (time.perf_counter() - start))
+            record = client.get(href).json()
+            own.append(1000 * (from_iso(record["finishedAt"]) - from_iso(record["createdAt"])))
+    rows = []
+    for what, values in (("by its times", own), ("as a client sees it", seen)):
+        values.sort()
+        figure = f"{statistics.median(values):.1f} / {values[int(len(values) * 0.99)]:.1f} ms"
+        rows.append(Row(f"POST to succeeded, {name}, {what}: median / p99", figure, "", None, "≤ 12 / ≤ 30 ms"))
+    return rows
+
+
+def idle(folder: Path, runs: int) -> list[Row]:
+    """What an idle ``zerog up`` costs."""
+    made = deployment(folder / "idle", "sqlite", None)
+    arguments = [sys.executable, "-m", "zerog", "up"]
+    up = Process(arguments, folder / "up.log", cwd=made.folder, env=made.environment)
+    try:
+        wait_until(lambda: made.client.get("/readyz").status_code == 200 if connects(made.port) else False, 30)
+        time.sleep(3)  # its start is over by then
+        family = [psutil.Process(up.pid), *psutil.Process(up.pid).children(recursive=True)]
+        before = sum(sum(one.cpu_times()[:2]) for one in family)
+        time.sleep(20)  # long enough for the clock of the processes' times
+        spent = sum(sum(one.cpu_times()[:2]) for one in family) - before
+    finally:
+        up.terminate()
+        made.close()
+    return [Row("idle zerog up, share of a core", f"{100 * spent / 20:.2f} %", "", None, "≤ 1 %")]
+
+
+def couchbase(folder: Path, runs: int) -> list[Row]:
+    """The same on Couchbase's test server and beanstalkd; the test server is the limit, so there is no bound."""
+    rows = []
+    with ExitStack() as stack:
+        store = CouchbaseServer(folder / "couchbase").start()
+        stack.callback(store.stop)
+        server = Beanstalkd(folder / "cb").start()
+        stack.callback(server.stop)
+        made = deployment(folder / "cb zerog", "couchbase", server, store)
+        stack.callback(made.close)
+        made.start_server()
+        uuid = made.submit("resize", {"path": "a"})
+        rows.append(
+            Row("submit, Couchbase's test server + beanstalkd", f"{wrk(f'{made.url}/run/resize', True):,.0f}/s")
+        )
+        rows.append(Row("GET progress, Couchbase's test server", f"{wrk(f'{made.url}/jobs/{uuid}/progress'):,.0f}/s"))
+        other = deployment(folder / "cb drain", "couchbase", server, store, slots="8")
+        stack.callback(other.close)
+        rows.append(Row("drain, Couchbase's test server + beanstalkd, 8 slots", f"{drained(other, 2000):,.0f} jobs/s"))
+        third = deployment(folder / "cb latency", "couchbase", server, store)
+        stack.callback(third.close)
+        rows += [Row(*row.cells[:2]) for row in latencies(third.start(), "Couchbase's test server", 200)]
+    return rows
+
+
+BENCHMARKS: dict[str, Callable[[Path, int], list[Row]]] = {
+    "http": http, "drain": drain, "latency": latency, "idle": idle, "couchbase": couchbase,
+}  # fmt: skip
+
+
+def machine(folder: Path) -> str:
+    """Say where and when, with the file system and the time of its fsync."""
+    with (folder / "fsync").open("wb") as file:
+        times = []
+        for _ in range(200):
+            file.write(b"x" * 4096)
+            file.flush()
+            start = time.perf_counter()
+            os.fdatasync(file.fileno())
+            times.append(time.perf_counter() - start)
+    system = next(
+        p.fstype
+        for p in sorted(psutil.disk_partitions(all=True), key=lambda p: -len(p.mountpoint))
+        if str(folder).startswith(p.mountpoint)
+    )
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, "
+        f"{system}, fdatasync {1e6 * statistics.median(times):.0f} µs"
+    )
+
+
+def table(rows: list[Row], where: str, runs: int) -> str:
+    """Return the table as reStructuredText."""
+    titles = ("What", "ZeroG", "Limit", "Ratio", "Wanted")
+    cells = [titles, *(row.cells for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(5)]
+    rule = "  ".join("=" * width for width in widths)
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    note = f"{where}. Medians of {runs} alternating runs; SQLite with ``synchronous=FULL``."
+    return "\n".join(
+        [note, "", rule, lines[0], rule, *(line if line[0] != " " else f"..{line}" for line in lines[1:]), rule]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"which of {', '.join(BENCHMARKS)}; all by default")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--write", metavar="FILE", help="put the table between the marks of this file")
+    options = parser.parse_args()
+    if shutil.which("wrk") is None:
+        raise SystemExit("wrk is needed: apt install wrk")
+    rows = []
+    with tempfile.TemporaryDirectory(dir=ROOT) as text:
+        folder = Path(text)
+        where = machine(folder)
+        for name in options.names or BENCHMARKS:
+            rows += BENCHMARKS[name](folder, options.runs)
+    written = table(rows, where, options.runs)
+    print(written)
+    if options.write:
+        path = Path(options.write)
+        before, _, rest = path.read_text().partition(".. benchmarks begin\n")
+        path.write_text(
+            f"{before}.. benchmarks begin\n\n{written}\n\n.. benchmarks end{rest.partition('.. benchmarks end')[2]}"
+        )
+
+
+if __name__ == "__main__":
+    main()
