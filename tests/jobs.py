@@ -342,3 +342,12 @@ class Strict(zerog.Job):
 
     def run(self, context: zerog.Context) -> dict[str, Any]:
         return {"number": self.number, "big": self.big, "anything": self.anything}
+
+
+class NoopLater(zerog.Job):
+    """Do nothing, where a test wants a job that stays queued."""
+
+    job_type = "noop-later"
+
+    def run(self, context: zerog.Context) -> None:
+        return None

@@ -1,0 +1,97 @@
+"""schemathesis against ``/openapi.json``: whatever it sends, no 5xx, and every operation does its work too."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+
+from tests.deployment import Deployment, deployed
+
+#: Requests to each operation: with ``bin/test --full`` ten thousand in all.
+EXAMPLES = 360 if os.environ.get("ZEROG_FULL") else 30
+
+
+@pytest.fixture(scope="module")
+def zerog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A deployment that runs what it is sent, but nothing large or long."""
+    with deployed(tmp_path_factory.mktemp("fuzz"), applications="tests") as made:
+        yield made
+
+
+@pytest.mark.requirement("G16", "G18")
+def test_no_operation_answers_5xx_and_each_answers_2xx(zerog: Deployment, tmp_path: Path) -> None:
+    statuses: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
+    failures: list[str] = []
+    finished = zerog.submit("return", {"what": "dict"})
+    zerog.wait(finished)
+    schema = schemathesis.openapi.from_url(f"{zerog.url}/openapi.json")
+    for found in schema.get_all_operations():
+        ask_many(zerog, found.ok(), finished, statuses, failures)
+    assert failures == []
+    total = sum(sum(counter.values()) for counter in statuses.values())
+    assert total >= EXAMPLES * len(statuses) * 0.5, statuses
+    for label, counter in statuses.items():
+        good = sum(count for status, count in counter.items() if status < 300)
+        assert good * 10 >= sum(counter.values()), f"{label}: {dict(counter)}"
+
+
+def ask_many(
+    zerog: Deployment,
+    operation: Any,
+    finished: str,
+    statuses: dict[str, collections.Counter[int]],
+    failures: list[str],
+) -> None:
+    """Send an operation's requests, every second one such that it should succeed."""
+    turn = cycle((True, False))
+    label = f"{operation.method.upper()} {operation.path}"
+
+    @settings(
+        max_examples=EXAMPLES, database=None, deadline=None, phases=[Phase.generate], derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(case=operation.as_strategy())
+    def ask(case: Any) -> None:
+        if next(turn):
+            make_meaningful(case, operation, zerog, finished)
+        answer = send(zerog, case)
+        statuses[label][answer.status_code] += 1
+        if answer.status_code >= 500 or "Traceback" in answer.text[:10_000]:
+            failures.append(f"{label}: {answer.status_code} {answer.text[:300]}")
+
+    ask()
+
+
+def make_meaningful(case: Any, operation: Any, zerog: Deployment, finished: str) -> None:
+    """Give a case what makes it succeed: a job that exists, parameters that fit, no query that may not."""
+    if "uuid" in (case.path_parameters or {}):
+        cancels = operation.path.endswith("/cancel") or operation.method.upper() == "DELETE"
+        uuid = zerog.submit("noop-later?delay=1000", {}) if cancels else finished
+        case.path_parameters = {"uuid": uuid}
+    if "jobType" in (case.path_parameters or {}):
+        case.path_parameters = {"jobType": "return"}
+        if operation.method.upper() == "POST":
+            case.body = {"what": "none"}
+    elif operation.path.startswith("/run/"):
+        name = operation.path.removeprefix("/run/")
+        case.body = zerog.client.get(f"/types/{name}").json()["example"]
+    case.query = {}
+
+
+def send(zerog: Deployment, case: Any) -> httpx.Response:
+    """Send what the case describes, or as much of it as HTTP can carry."""
+    prepared = case.as_transport_kwargs(base_url=zerog.url)
+    wanted = ("method", "url", "json", "data", "headers", "params")
+    arguments = {name: prepared[name] for name in wanted if prepared.get(name) is not None}
+    if "data" in arguments:
+        arguments["content"] = arguments.pop("data")
+    return zerog.client.request(**arguments)
