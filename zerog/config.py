@@ -280,7 +280,7 @@ def _from_file(config: str, values: dict[str, Any], sources: dict[str, str]) -> 
 
 
 def _from_environment(environment: Mapping[str, str], values: dict[str, Any], sources: dict[str, str]) -> list[str]:
-    others = {"CONFIG", "DATASTORE_PASSWORD", "FAILPOINT", "FULL", "UP_PARENT"}
+    others = {"CONFIG", "DATASTORE_PASSWORD", "FAILPOINT", "UP_PARENT"}
     warnings = []
     for variable, value in sorted(environment.items()):
         if not variable.startswith(_PREFIX) or variable[len(_PREFIX) :] in others:
