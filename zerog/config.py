@@ -59,6 +59,13 @@ def _bytes(value: Any) -> int:
     return int(size)
 
 
+def _body(value: Any) -> int:
+    size = _bytes(value)
+    if size > 32 * 1024**2:
+        raise ValueError("at most 32MiB: parameters are kept in one document")
+    return size
+
+
 def _count(value: Any) -> int:
     try:
         number = int(str(value))
@@ -149,7 +156,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("port", 8888, _port, "port that the server binds to", "server"),
     Setting("insecure", False, _flag, "allow a bind to other than loopback without tokens", "server"),
     Setting("allowed_hosts", None, _optional_list, "Host names that are answered for; * for any", "server"),
-    Setting("max_body", "1MiB", _bytes, "largest body of a request", "server"),
+    Setting("max_body", "1MiB", _body, "largest body of a request", "server"),
     Setting("idle_timeout", 30, _seconds, "time for a complete header, and for an idle connection", "server"),
     Setting("slots", None, lambda value: None if value is None else _count(value),
             "how many jobs an agent runs at once; by default one for each CPU", "agent"),

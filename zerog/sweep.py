@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from zerog import codec
 from zerog.exceptions import Conflict, DatastoreError, QueueError, StoreUnavailable, ZerogError
 from zerog.leases import LeaseWatch
 from zerog.manager import Held, Manager
+from zerog.queue.base import Put
 from zerog.record import JobRecord, State
 
 logger = logging.getLogger(__name__)
@@ -25,25 +26,46 @@ _SEGMENT = 500
 _GRACE = 1.0
 
 
+#: Walks after which a record that is still due is put again, whatever the counts of its tube say.
+_PATIENCE = 10
+
+#: Seconds for which an entry of the log without a record is looked at again: its submit may be under way.
+_ORPHAN = 600.0
+
+
+@dataclass(slots=True)
+class _Open:
+    """A job that had not ended when it was last looked at, or an entry whose record was not there."""
+
+    uuid: str
+    since: float
+    due: int = 0  # walks in a row that found it due
+
+
 @dataclass(slots=True)
 class Sweep:
     """One process's walk over the open jobs.  Belongs to one thread, whose queue connection it uses."""
 
     manager: Manager
     watch: LeaseWatch
-    _open: dict[int, str] = field(default_factory=dict)
+    _open: dict[int, _Open] = field(default_factory=dict)
     _last: int = 0
-    _identity: str | None = None
+    _ready: dict[str, int] = field(default_factory=dict)
+    _types: set[str] = field(default_factory=set)
 
     def walk(self) -> None:
         """Look at every open job once; raises when the store or the queue is away."""
-        self._read_log()
-        due: dict[str, list[JobRecord]] = {}
+        # The counts come before the records: what is claimed in between makes a tube look fuller, never emptier.
+        self._types.update(self.manager.registry.names)
+        self._ready = {name: self.manager.queue_stats(name).ready for name in self._types}
+        due: dict[str, list[Put]] = {}
+        overdue: list[Put] = []
         numbers = sorted(self._open)
         for start in range(0, len(numbers), _SEGMENT):
-            for record in self._look(numbers[start : start + _SEGMENT]):
-                due.setdefault(record.job_type, []).append(record)
-        self._put_missing(due)
+            self._look(numbers[start : start + _SEGMENT], due, overdue)
+        for segment in self._new_segments():
+            self._look(segment, due, overdue)
+        self._put_missing(due, overdue)
 
     def look(self) -> None:
         """Look only at the running jobs whose leases are being watched."""
@@ -51,26 +73,40 @@ class Sweep:
         if watched:
             self._judge(self.manager.read_many(watched).values())
 
-    def _read_log(self) -> None:
-        while True:
-            entries = self.manager.store.read("jobs", after=self._last, limit=_SEGMENT)
+    def _new_segments(self) -> Iterator[list[int]]:
+        """Yield what the log has got since the last walk, a segment at a time."""
+        now = self.manager.clock.monotonic()
+        while entries := self.manager.store.read("jobs", after=self._last, limit=_SEGMENT):
             for entry in entries:
-                self._open[entry.number] = codec.loads(entry.body)["uuid"]
-                self._last = entry.number
-            if len(entries) < _SEGMENT:
-                return
+                self._open[entry.number] = _Open(codec.loads(entry.body)["uuid"], now)
+            self._last = entries[-1].number
+            yield [entry.number for entry in entries]
 
-    def _look(self, numbers: list[int]) -> list[JobRecord]:
-        """Look at a segment: forget what has ended, take over what has lapsed, return what is due."""
-        held = self.manager.read_many([self._open[number] for number in numbers])
+    def _look(self, numbers: list[int], due: dict[str, list[Put]], overdue: list[Put]) -> None:
+        """Look at a segment: forget what has ended, take over what has lapsed, collect what is due."""
+        held = self.manager.read_many([self._open[number].uuid for number in numbers])
         now = self.manager.clock.now()
-        for number in numbers:
-            found = held.get(self._open[number])
-            # An entry without its record may be of a submit that is under way: it stays for now.
-            if found is not None and (found.record.terminal or (found.cas and found.record.number != number)):
-                del self._open[number]
         self._judge(held.values())
-        return [one.record for one in held.values() if _missed(one.record, now)]
+        for number in numbers:
+            one = self._open[number]
+            found = held.get(one.uuid)
+            if self._over(number, one, found):
+                del self._open[number]
+            elif found is not None and _missed(found.record, now):
+                one.due += 1
+                put = self.manager.put_of(found.record)
+                due.setdefault(found.record.job_type, []).append(put)
+                if one.due >= _PATIENCE:
+                    one.due = 0
+                    overdue.append(put)
+            else:
+                one.due = 0
+
+    def _over(self, number: int, one: _Open, found: Held | None) -> bool:
+        """Return whether an entry needs no further look."""
+        if found is None:
+            return self.manager.clock.monotonic() - one.since > _ORPHAN
+        return found.record.terminal or (found.cas != 0 and found.record.number != number)
 
     def _judge(self, held: Iterable[Held]) -> None:
         self.watch.heard()
@@ -91,13 +127,16 @@ class Sweep:
         if after.record.state is State.QUEUED:
             self.manager.enqueue([after.record])
 
-    def _put_missing(self, due: dict[str, list[JobRecord]]) -> None:
-        """Put the due records of each type whose tube holds fewer ready entries than that."""
-        for job_type, records in due.items():
-            stats = self.manager.queue_stats(job_type)
-            if stats.ready < len(records):
-                logger.info("swept type=%s due=%d ready=%d: putting again", job_type, len(records), stats.ready)
-                self.manager.enqueue(records)
+    def _put_missing(self, due: dict[str, list[Put]], overdue: list[Put]) -> None:
+        """Put the due jobs of each type whose tube held fewer ready entries, and those that waited too long."""
+        for job_type, puts in due.items():
+            if job_type not in self._types:
+                self._types.add(job_type)  # its tube is counted from the next walk on
+            elif self._ready[job_type] < len(puts):
+                logger.info("swept type=%s due=%d ready=%d: putting again", job_type, len(puts), self._ready[job_type])
+                self.manager.put_all(puts)
+                overdue = [put for put in overdue if put.tube != self.manager.tube(job_type)]
+        self.manager.put_all(overdue)
 
 
 def _missed(record: JobRecord, now: float) -> bool:

@@ -119,12 +119,12 @@ class Agent:
         now = self._clock.monotonic()
         if not self._store_away and any(self._at_once(slot, now) for slot in self._slots):
             return 0.0
-        times = [slot.next_time() - now for slot in self._slots]
+        times = [slot.next_time(self._store_away) - now for slot in self._slots]
         times += [slot.queue.look_within() for slot in self._asked]
         times.append(_AWAY if self._store_away or self._manager.queue_away or self._signals else _IDLE)
-        if any(slot.phase is Phase.RUNNING for slot in self._slots):
+        if not self._store_away and any(slot.phase is Phase.RUNNING for slot in self._slots):
             times.append(self._look_at - now)
-        if any(slot.child is None for slot in self._slots):
+        if not self._signals and any(slot.child is None for slot in self._slots):
             times.append(self._start_after - now)
         return max(0.0, min(times))
 
@@ -236,7 +236,12 @@ class Agent:
     def _register_queue(self, slot: Slot) -> None:
         descriptor = slot.queue.fileno()
         self._asked[slot] = descriptor
-        self._selector.register(descriptor, selectors.EVENT_READ, slot.on_queue)
+        self._selector.register(descriptor, selectors.EVENT_READ, lambda: self._on_queue(slot))
+
+    def _on_queue(self, slot: Slot) -> None:
+        slot.on_queue()
+        if slot.phase is not Phase.WAITING:
+            self._unregister_queue(slot)
 
     def _unregister_queue(self, slot: Slot) -> None:
         descriptor = self._asked.pop(slot, None)
@@ -247,6 +252,10 @@ class Agent:
         if not self._manager.queue_away:
             logger.warning("queue away: %s", error)
         self._manager.queue_away = True  # the chores probe it
+        # At once: the adapter has closed its connection, and the next socket that is opened may get its number.
+        for slot in list(self._asked):
+            self._unregister_queue(slot)
+            slot.queue_lost()
 
     # The children
 

@@ -58,7 +58,6 @@ def _serve(pipe: ChildPipe) -> None:
         _flush_streams()
         outcome["leftovers"] = _has_processes()
         outcome["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        executor.reporter.reset()
         pipe.send(outcome)
         # After the outcome, while the agent writes it down; the next job is read only when this is done.
         surroundings.restore()

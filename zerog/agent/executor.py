@@ -53,17 +53,27 @@ class PipeReporter:
         self._sent_at = 0.0
         self._flusher: threading.Thread | None = None
         self._cancelled = False
+        self._session = 0
 
-    def reset(self) -> None:
-        """Forget the last job."""
+    def session(self) -> Session:
+        """Begin the next job: forget the last one, and everything that its threads may still say."""
         with self._lock:
+            self._session += 1
             self._progress, self._events, self._last = (None, None), [], {}
             self._dropped = {"events": 0, "bytes": 0}
             self._cancelled = False
+            return Session(self, self._session)
 
-    def progress(self, completeness: float | None, message: str | None) -> None:
+    def end_session(self) -> None:
+        """End the job: what comes later is heard by nobody."""
+        with self._lock:
+            self._session += 1
+
+    def progress(self, session: int, completeness: float | None, message: str | None) -> None:
         """Keep the newest value for the next report."""
         with self._lock:
+            if session != self._session:
+                return
             old_value, old_message = self._progress
             self._progress = (
                 completeness if completeness is not None else old_value,
@@ -71,11 +81,13 @@ class PipeReporter:
             )
         self._report()
 
-    def event(self, level: str, message: str, code: int | None) -> None:
+    def event(self, session: int, level: str, message: str, code: int | None) -> None:
         """Keep an event for the next report; a flood keeps its first and its last ones."""
         code = code if isinstance(code, int) else None
         entry = [time.time(), level, shorten(message), code]
         with self._lock:
+            if session != self._session:
+                return
             if len(self._events) < _KEPT_FIRST:
                 self._events.append(entry)
             else:
@@ -90,8 +102,10 @@ class PipeReporter:
             self._dropped["events"] += 1
             self._dropped["bytes"] += len(gone[2])
 
-    def cancelled(self) -> bool:
+    def cancelled(self, session: int) -> bool:
         """Return whether a cancel has arrived."""
+        if session != self._session:
+            return False
         if not self._cancelled:
             try:
                 message = self._pipe.poll()
@@ -100,12 +114,18 @@ class PipeReporter:
             self._cancelled = isinstance(message, dict) and message.get("t") == "cancel"
         return self._cancelled
 
-    def open_output(self, media_type: str) -> None:
+    def open_output(self, session: int, media_type: str) -> None:
         """Begin the output."""
+        self._check(session)
         self._pipe.send({"t": "output", "mediaType": media_type})
 
-    def write_output(self, data: bytes) -> None:
+    def _check(self, session: int) -> None:
+        if session != self._session:
+            raise ValueError("the job has ended")
+
+    def write_output(self, session: int, data: bytes) -> None:
         """Send bytes of the output; waits while the agent has enough of them."""
+        self._check(session)
         for start in range(0, len(data), _CHUNK):
             self._pipe.send(data[start : start + _CHUNK])
 
@@ -153,6 +173,34 @@ class PipeReporter:
                 self._pipe.send(report)
 
 
+class Session:
+    """What one job's context reports through: good until the job ends, whatever threads it leaves behind."""
+
+    def __init__(self, reporter: PipeReporter, number: int) -> None:
+        self._reporter = reporter
+        self._number = number
+
+    def progress(self, completeness: float | None, message: str | None) -> None:
+        """Report how far the job is."""
+        self._reporter.progress(self._number, completeness, message)
+
+    def event(self, level: str, message: str, code: int | None) -> None:
+        """Report an event."""
+        self._reporter.event(self._number, level, message, code)
+
+    def cancelled(self) -> bool:
+        """Return whether a cancel has arrived."""
+        return self._reporter.cancelled(self._number)
+
+    def open_output(self, media_type: str) -> None:
+        """Begin the output."""
+        self._reporter.open_output(self._number, media_type)
+
+    def write_output(self, data: bytes) -> None:
+        """Send bytes of the output."""
+        self._reporter.write_output(self._number, data)
+
+
 def shorten(message: str, limit: int = MAX_MESSAGE) -> str:
     """Return a message cut at ``limit`` characters and marked if it was, with half surrogates replaced."""
     safe = message.encode("utf-8", "replace").decode()
@@ -170,13 +218,15 @@ class Executor:
 
     def execute(self, message: dict[str, Any]) -> dict[str, Any]:
         """Run one attempt and return its outcome."""
-        context = Context(self.reporter, message["uuid"], message["attempt"], message.get("state"))
-        outcome = self._outcome(message, context)
+        session = self.reporter.session()
+        context = Context(session, message["uuid"], message["attempt"], message.get("state"))
+        outcome = self._outcome(message, context, session)
+        self.reporter.end_session()
         self.reporter.flush()
         outcome["told"] = context.told
         return outcome
 
-    def _outcome(self, message: dict[str, Any], context: Context) -> dict[str, Any]:
+    def _outcome(self, message: dict[str, Any], context: Context, session: Session) -> dict[str, Any]:
         try:
             job = self.registry.build(message["jobType"], message["parameters"])
         except InvalidParameters as error:
@@ -189,7 +239,7 @@ class Executor:
             return self._raised(error, job, context)
         if context.opened is not None:
             context.opened.close()
-        return self._returned(value, context)
+        return self._returned(value, context, session)
 
     def _call(self, job: Job, context: Context) -> Any:
         value = job.run(context)
@@ -223,7 +273,7 @@ class Executor:
         message = f"{type(error).__name__}: {_text(error)}".rstrip(": ")
         return _failed(message, trace=_traceback(error), final=isinstance(error, job.final_errors))
 
-    def _returned(self, value: Any, context: Context) -> dict[str, Any]:
+    def _returned(self, value: Any, context: Context, session: Session) -> dict[str, Any]:
         if isinstance(value, Requeued):
             return self._requeued(value)
         code = 200
@@ -238,16 +288,16 @@ class Executor:
             text = to_json(value)
         except (TypeError, ValueError, RecursionError) as error:
             return _failed(f"the return value is not JSON: {_text(error)}", reason="result_not_json", final=True)
-        return self._with_data(done, text)
+        return self._with_data(done, text, session)
 
-    def _with_data(self, done: dict[str, Any], text: bytes) -> dict[str, Any]:
+    def _with_data(self, done: dict[str, Any], text: bytes, session: Session) -> dict[str, Any]:
         if len(text) > self.max_result:
             detail = f"the return value has {len(text)} bytes, more than max_result ({self.max_result})"
             return _failed(f"{detail}; write it to context.output()", reason="result_too_large", final=True)
         if len(text) <= INLINE:
             return {**done, "inline": text.decode()}
-        self.reporter.open_output("application/json")
-        self.reporter.write_output(text)
+        session.open_output("application/json")
+        session.write_output(text)
         return done
 
     def _requeued(self, value: Requeued) -> dict[str, Any]:

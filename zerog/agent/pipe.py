@@ -14,7 +14,7 @@ from zerog import codec
 from zerog.exceptions import CorruptDocument
 
 #: Bytes that one frame may hold; a longer one means that the other side is not what it should be.
-MAX_FRAME = 8 * 1024 * 1024
+MAX_FRAME = 64 * 1024 * 1024
 
 _HEAD = struct.Struct(">IB")
 _JSON, _BYTES = ord("j"), ord("b")

@@ -113,6 +113,8 @@ class Recorder:
             manager.drop_events(self._uuid, number, keep)
         for batch in self._unconfirmed:
             assert batch.document is not None
+            if batch.number and not manager.store.shares_commits:
+                continue  # this one was acknowledged before another call of the same step failed
             batch.number = manager.append_events(self._uuid, batch.document)
 
     def confirm(self) -> None:

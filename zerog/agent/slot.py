@@ -105,6 +105,8 @@ class Slot:
     def queue_lost(self) -> None:
         """Say that the queue is away: what was asked is asked again later."""
         if self.phase is Phase.WAITING:
+            # A reserve that is still out there would answer in the middle of a later job.
+            self.queue.withdraw()
             self.phase = Phase.IDLE
 
     def on_queue(self) -> None:
@@ -138,6 +140,8 @@ class Slot:
                 return self.child is not None and self.child.ready
             case Phase.ENDING:
                 return True
+            case Phase.RUNNING if self.token_lost:
+                return False
             case Phase.RUNNING:
                 assert self.attempt is not None
                 return bool(self.attempt.waiting_output) or self.attempt.report_due(now)
@@ -257,6 +261,8 @@ class Slot:
 
     def lost_token(self) -> None:
         """R12: another attempt exists, or the job has ended.  Stop the child and write nothing."""
+        if self.token_lost:
+            return  # it is being stopped already
         attempt = self.attempt
         self.superseded += 1
         assert attempt is not None
@@ -271,6 +277,7 @@ class Slot:
         """Get over an unexpected error: end the child, give the entry back after a while, go on with the next."""
         if self.child is not None and self.attempt is not None:
             self.child.signal(signal.SIGKILL)
+            self.retire_child = True
         self._end_attempt()
         self._give_entry_back(self.terms.lease / 3, 1000)
 
@@ -475,16 +482,23 @@ class Slot:
             self._stop_child(outcome, [signal.SIGTERM, signal.SIGKILL], now)
         self.touch(now)
 
-    def next_time(self) -> float:
+    @property
+    def token_lost(self) -> bool:
+        """Whether the child is being stopped because its attempt is not the current one."""
+        return self.stop is not None and self.stop.outcome is None
+
+    def next_time(self, store_away: bool) -> float:
         """Return when ``tick`` or ``step`` has something to do, on the monotonic clock."""
         attempt = self.attempt
         if self.phase is not Phase.RUNNING or attempt is None:
             return float("inf")
-        times = [attempt.renew_at]
-        if not self.manager.queue_away:
+        times = [float("inf")]
+        if not store_away and not self.token_lost:
+            times.append(attempt.renew_at)
+            if attempt.dirty:
+                times.append(attempt.write_at)
+        if not self.manager.queue_away and self._reservation is not None:
             times.append(attempt.touch_at)
-        if attempt.dirty:
-            times.append(attempt.write_at)
         if self.stop is not None:
             times.append(self.stop.next)
         elif attempt.limit_at is not None:

@@ -47,6 +47,9 @@ class Entry:
 class Datastore(ABC):
     """What ZeroG needs of a store.  The module's docstring states the obligations."""
 
+    #: Whether calls inside ``together`` happen all or not at all.
+    shares_commits = False
+
     @abstractmethod
     def get(self, key: str) -> Document:
         """Return a document; ``NotFound`` if there is none."""

@@ -42,6 +42,8 @@ class SQLiteDatastore(Datastore):
     ``deadline`` bounds, in seconds, how long a call waits for a lock; it cannot bound a stalled disk.
     """
 
+    shares_commits = True
+
     def __init__(self, path: str | Path, service: str = "zerog", deadline: float = 5.0) -> None:
         self.path = Path(path)
         self._prefix = f"{service}:"

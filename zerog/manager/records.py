@@ -148,17 +148,16 @@ class Records:
 
     def enqueue(self, records: Iterable[JobRecord]) -> bool:
         """Put the UUIDs of queued records into their tubes; False if that is left to the sweep."""
+        return self.put_all([self.put_of(record) for record in records])
+
+    def put_of(self, record: JobRecord) -> Put:
+        """Return the queue's entry of a queued record."""
         now = self.clock.now()
-        puts = [
-            Put(
-                self.tube(record.job_type),
-                record.uuid.encode(),
-                record.priority,
-                max(0.0, (record.not_before or now) - now),
-                self.lease,
-            )
-            for record in records
-        ]
+        delay = max(0.0, (record.not_before or now) - now)
+        return Put(self.tube(record.job_type), record.uuid.encode(), record.priority, delay, self.lease)
+
+    def put_all(self, puts: Sequence[Put]) -> bool:
+        """Put entries; False if the queue is away and they are left to the sweep."""
         if not puts or self.queue_away:
             return not puts
         errors = [error for error in self._put(puts) if error is not None]

@@ -153,12 +153,13 @@ class Settling(Records):
                 return self._failed(record, 500, "lost", message, losses=losses, **_UNCLAIMED)
             return record.after("lose", losses=losses, completeness=0.0, **_UNCLAIMED)
 
-        record = held.record
-        self._say_lost(record)
-        return self._end_seen(held, change)
+        after = self._end_seen(held, change)
+        # Only now: a lease that was renewed in the meantime was not lost.
+        self._say_lost(held.record)
+        return after
 
     def _say_lost(self, record: JobRecord) -> None:
-        """Leave an error among the job's events.  Readers drop repeated batches, so two sweepers leave one."""
+        """Leave an error among the job's events.  Readers drop repeated batches."""
         entry = {
             "at": to_iso(self.clock.now()),
             "level": "error",

@@ -20,6 +20,7 @@ Delays and times are in seconds; an adapter may round a delay up to whole second
 from __future__ import annotations
 
 import enum
+import math
 import select
 import time
 from abc import ABC, abstractmethod
@@ -128,7 +129,9 @@ class Queue(ABC):
                 return None
             if answer is None:
                 self.ask(tubes)
-            select.select([self.fileno()], [], [], max(0.0, min(left, self.look_within())))
+            poll = select.poll()
+            poll.register(self.fileno(), select.POLLIN)
+            poll.poll(math.ceil(1000 * max(0.0, min(left, self.look_within()))))
 
     @abstractmethod
     def withdraw(self) -> None:

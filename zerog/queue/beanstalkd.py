@@ -54,7 +54,7 @@ class _Replies:
     def fill(self) -> None:
         """Take what is there without waiting."""
         # Asked first: a socket with a timeout waits for it even when told not to.
-        if select.select([self._socket], [], [], 0)[0]:
+        if _readable(self._socket, 0):
             self._take(self._socket.recv(_READ))
 
     def lines(self) -> int:
@@ -73,7 +73,7 @@ class _Replies:
 
     def _wait(self, until: float) -> None:
         left = until - time.monotonic()
-        if left <= 0 or not select.select([self._socket], [], [], left)[0]:
+        if left <= 0 or not _readable(self._socket, left):
             raise TimeoutError("no reply in time")
         self._take(self._socket.recv(_READ))
 
@@ -86,6 +86,13 @@ class _Replies:
         data = bytes(self._buffer[:size])
         del self._buffer[:size]
         return data
+
+
+def _readable(end: socket.socket, seconds: float) -> bool:
+    """Wait until a socket is readable; with poll, since select knows no descriptors above 1,023."""
+    poll = select.poll()
+    poll.register(end, select.POLLIN)
+    return bool(poll.poll(math.ceil(seconds * 1000)))
 
 
 class _Client(greenstalk.Client):  # type: ignore[misc]

@@ -150,7 +150,7 @@ class Jobs(Endpoint):
         scope = f"jobs?type={job_type}&state={state}"
         page = await self.off_loop(self._read, job_type, state, scope)
         filters = {name: query[name] for name in ("type", "state") if query[name] is not None}
-        return collection(self, page, [views.item(record) for record in page.items], filters, scope, "jobs")
+        return await collection(self, page, [views.item(record) for record in page.items], filters, scope, "jobs")
 
     def _read(self, job_type: str | None, state: str | None, scope: str) -> Page:
         cursor = self.request.query["cursor"]
@@ -158,7 +158,7 @@ class Jobs(Endpoint):
         return self.manager.page(job_type, state, before, self.request.query["limit"])
 
 
-def collection(
+async def collection(
     endpoint: Endpoint, page: Page, items: list[Any], filters: dict[str, str], scope: str, name: str
 ) -> Answer:
     """Return a page of a collection, with the reference to the next one in the body and in ``Link``."""
@@ -166,7 +166,7 @@ def collection(
     following = None
     headers = {}
     if page.next is not None:
-        cursor = endpoint.manager.sign_cursor(page.next, scope)
+        cursor = await endpoint.off_loop(endpoint.manager.sign_cursor, page.next, scope)
         query = urlencode({**filters, "limit": endpoint.request.query["limit"], "cursor": cursor})
         following = f"{path}?{query}"
         headers["Link"] = f'<{following}>; rel="next"'
@@ -304,7 +304,7 @@ class Events(OfJob):
         scope = f"events/{self.record.uuid}?level={level}"
         page = await self.off_loop(self._read, level, scope)
         filters = {} if level is None else {"level": level}
-        return collection(self, page, list(page.items), filters, scope, "events")
+        return await collection(self, page, list(page.items), filters, scope, "events")
 
     def _read(self, level: str | None, scope: str) -> Page:
         cursor = self.request.query["cursor"]
