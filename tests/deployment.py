@@ -104,7 +104,8 @@ class Deployment:
 
     def log(self, command: str = "worker") -> str:
         """Return what the processes of a command have logged."""
-        return (self.folder / f"{command}.log").read_text()
+        path = self.folder / f"{command}.log"
+        return path.read_text() if path.exists() else ""
 
     def close(self) -> None:
         """End everything."""

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -351,3 +352,54 @@ class NoopLater(zerog.Job):
 
     def run(self, context: zerog.Context) -> None:
         return None
+
+
+class Fork(zerog.Job):
+    """Fork, and let the copy come back from run."""
+
+    job_type = "fork"
+
+    how: str = "return"
+
+    def run(self, context: zerog.Context) -> dict[str, str]:
+        pid = os.fork()
+        if pid == 0:
+            context.progress(0.9, "from the copy")
+            if self.how == "raise":
+                raise ValueError("in the copy")
+            if self.how == "exit":
+                sys.exit(0)
+            return {"who": "copy"}
+        if self.how != "leave":
+            os.waitpid(pid, 0)
+        return {"who": "original"}
+
+
+class LeaveThread(zerog.Job):
+    """Leave a thread behind that goes on talking."""
+
+    job_type = "leave-thread"
+
+    def run(self, context: zerog.Context) -> int:
+        def talk() -> None:
+            while True:
+                context.progress(0.77, "leaked")
+                context.event("leaked")
+                print("leaked")
+                time.sleep(0.01)
+
+        threading.Thread(target=talk, daemon=True).start()
+        return os.getpid()
+
+
+class CloseStreams(zerog.Job):
+    """Close what the next job needs."""
+
+    job_type = "close-streams"
+
+    def run(self, context: zerog.Context) -> int:
+        sys.path.clear()
+        os.close(1)
+        sys.stderr.close()
+        sys.stdout.close()
+        return os.getpid()

@@ -75,7 +75,7 @@ def test_your_own_code_as_the_readme_shows_it_runs_from_a_built_wheel(tmp_path: 
     folder = tmp_path / "folder"
     (folder / "mywork").mkdir(parents=True)
     (folder / "mywork" / "__init__.py").touch()
-    block = README[README.index(".. code-block:: python") :].split("\n\n", 1)[1].split("\nStart it from", 1)[0]
+    block = README[README.index(".. code-block:: python") :].split("\n\n", 1)[1].split("\nInstall ZeroG where", 1)[0]
     (folder / "mywork" / "jobs.py").write_text("\n".join(line[4:] for line in block.splitlines()))
     port = free_port()
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("ZEROG_", "PYTHONPATH"))}

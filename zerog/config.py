@@ -252,6 +252,7 @@ def load(
     for name, value in (flags or {}).items():
         if value is not None:
             _accept(values, sources, _BY_NAME[name], value, f"--{name.replace('_', '-')}")
+    _check_tables(own, values["applications"], config)
     return Settings(**values, base=base, sources=sources, warnings=tuple(warnings), applications_own=own, config=config)
 
 
@@ -284,6 +285,13 @@ def _from_file(config: str, values: dict[str, Any], sources: dict[str, str]) -> 
         else:
             raise BadSetting(f"{config}: there is no setting {name!r}{_suggestion(name)}")
     return own
+
+
+def _check_tables(own: Mapping[str, Any], applications: tuple[str, ...], config: str | None) -> None:
+    """Refuse a table that belongs to no application; its name is the application's, or the last part of it."""
+    for name in own:
+        if not any(name in (one.split(".")[0], one.rsplit(".", 1)[-1]) for one in applications):
+            raise BadSetting(f"{config}: there is no application {name!r} for this table{_suggestion(name)}")
 
 
 def _from_environment(environment: Mapping[str, str], values: dict[str, Any], sources: dict[str, str]) -> list[str]:

@@ -55,8 +55,9 @@ def run_server(settings: Settings) -> None:
 
 def run_worker(settings: Settings) -> None:
     """Run an agent until a signal has drained it."""
-    _follow_parent()
+    parent = _follow_parent()
     agent, parts = bootstrap.make_agent(settings)
+    agent.parent = parent
     say_where(settings, parts)
     agent.run()
     parts.store.close()
@@ -78,6 +79,8 @@ def run_up(settings: Settings, arguments: Sequence[str]) -> int:
 
     app.check_address(settings.address, settings.insecure, settings.sources["address"])
     bootstrap.assemble(settings).store.close()
+    for end in app.bind(settings.address, settings.port):
+        end.close()  # free: otherwise the agent would start before the server found out
     server = _start("server", settings, ("everything", "server"))
     agent = _start("worker", settings, ("everything", "agent"))
     signals: list[int] = []
@@ -126,11 +129,12 @@ def _attend(processes: dict[str, subprocess.Popen[bytes]], signals: list[int]) -
     return unexpected
 
 
-def _follow_parent() -> None:
-    """End with the ``zerog up`` that started this process, however that ends."""
+def _follow_parent() -> int | None:
+    """End with the ``zerog up`` that started this process, however that ends; returns its pid if there is one."""
     text = os.environ.pop(_PARENT, None)
     if text is None:
-        return
+        return None
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != int(text):
         raise BadSetting("the zerog up that started this process is gone")
+    return int(text)

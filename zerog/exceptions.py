@@ -380,6 +380,8 @@ class Retry(JobError):
 
     def __init__(self, message: str = "the job asked for another attempt", after: float | None = None) -> None:
         super().__init__(message)
+        if after is not None and not 0 <= after <= 31_536_000:
+            raise ValueError(f"a delay is 0 to 31,536,000 seconds, not {after}")
         self.after = after
 
 

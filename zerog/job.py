@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -52,7 +53,7 @@ class Job(BaseModel):
     max_errors: ClassVar[int] = 3
     max_crashes: ClassVar[int] = 3
     max_losses: ClassVar[int] = 10
-    #: Limits of one attempt, in seconds and in bytes.
+    #: Limits of one attempt, in seconds and in bytes.  The memory limit is not enforced yet.
     time_limit: ClassVar[float | None] = None
     memory_limit: ClassVar[int | None] = None
     #: False means "rather not at all than twice".
@@ -104,6 +105,10 @@ class Job(BaseModel):
                 raise BadJobType(f"{cls.__name__}.{name} is {getattr(cls, name)!r}; it must be {what}")
         if "run" not in {name for base in cls.__mro__[: cls.__mro__.index(Job)] for name in vars(base)}:
             raise BadJobType(f"{cls.__name__} has no run method")
+        try:
+            inspect.signature(cls.run).bind(None, None)
+        except TypeError as error:
+            raise BadJobType(f"{cls.__name__}.run must be run(self, context): {error}") from error
 
 
 def _count(value: Any) -> bool:

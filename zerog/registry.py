@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -146,6 +147,14 @@ def _import_jobs(application: str) -> ModuleType:
             f"applications: {application!r} cannot be imported: there is no module {error.name!r}; an application is "
             f"a package with a module jobs, importable from the current folder or installed"
         ) from error
+    except BadJobType:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise BadSetting(
+            f"applications: {application}.jobs cannot be imported: {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''} ({last.filename}, line {last.lineno})"
+        ) from error
 
 
 def _jobs_of(module: ModuleType) -> Iterator[type[Job]]:
@@ -163,7 +172,7 @@ def _validate(job: type[Job], body: bytes, parsed: Mapping[str, Any]) -> Job:
         return job.model_validate_json(body, strict=True, extra="forbid")
     except pydantic.ValidationError as error:
         faults = error.errors(include_input=False, include_url=False, include_context=True)
-        known = list(job.model_fields)
+        known = [field.alias or name for name, field in job.model_fields.items()]
         raise InvalidParameters(_fault(fault, parsed, known) for fault in faults[:MAX_FAULTS]) from None
 
 

@@ -417,3 +417,88 @@ def test_71_an_entry_that_is_no_job_id_is_buried_and_the_agent_lives(tmp_path: P
         assert end(zerog, "noop")["state"] == "succeeded"
         wait_until(lambda: zerog.client.get("/types/noop").json()["queue"]["buried"] == 5)
         queue.close()
+
+
+# What jobs do to their process, found by using it
+
+
+@pytest.mark.parametrize("how", ["return", "raise", "exit", "leave"])
+def test_only_the_original_of_a_forked_process_has_an_outcome(zerog: Deployment, how: str) -> None:
+    for _ in range(3):
+        record = end(zerog, "fork", how=how)
+        assert (record["state"], record["attempt"], record["message"]) == ("succeeded", 1, None)
+        assert zerog.client.get(f"/jobs/{record['uuid']}/data").json() == {"who": "original"}
+
+
+def test_a_thread_left_behind_speaks_in_no_other_job(tmp_path: Path) -> None:
+    with deployed(tmp_path, slots="1") as zerog:
+        first = end(zerog, "leave-thread")
+        second = end(zerog, "sleep", seconds=0.5)
+        assert second["message"].startswith("slept")
+        assert zerog.info(second["uuid"])["events"] == []
+        assert zerog.client.get(f"/jobs/{first['uuid']}/data").status_code == 200
+
+
+def test_closed_streams_are_open_again_for_the_next_job(tmp_path: Path) -> None:
+    with deployed(tmp_path, slots="1") as zerog:
+        first = end(zerog, "close-streams")
+        for channel in ("stdout", "stderr", "fd"):
+            record = end(zerog, "speak", count=1, channel=channel)
+            assert record["state"] == "succeeded", record
+            assert len(zerog.info(record["uuid"])["events"]) == 1
+        same = zerog.client.get(f"/jobs/{end(zerog, 'surround')['uuid']}/data").json()["pid"]
+        assert zerog.client.get(f"/jobs/{first['uuid']}/data").json() == same
+
+
+@pytest.mark.requirement("Z12")
+def test_a_superseded_job_that_ignores_sigterm_is_killed_and_writes_nothing(tmp_path: Path) -> None:
+    with deployed(tmp_path, lease="1s", sweep="300ms", slots="1") as zerog:
+        uuid = zerog.submit("deaf", {"seconds": 60})
+        record = zerog.wait_for(uuid, state="running", completeness=0.1)
+        deaf = int(record["message"].split()[1])
+        agent = zerog.agents[0]
+        agent.signal(signal.SIGSTOP)
+        zerog.wait_for(uuid, state="queued")
+        agent.signal(signal.SIGCONT)
+        wait_until(lambda: not alive(deaf), 10, "the old attempt is killed")
+        zerog.wait_for(uuid, state="running", attempt=2)
+        assert zerog.log().count(" superseded job=") == 1
+        zerog.client.post(f"/jobs/{uuid}/cancel")
+        assert zerog.wait(uuid)["state"] == "cancelled"
+
+
+def test_an_agent_rests_while_the_store_is_away(tmp_path: Path) -> None:
+    import sqlite3
+
+    with deployed(tmp_path, lease="1500ms", deadline="300ms", slots="1") as zerog:
+        uuid = zerog.submit("deaf", {"seconds": 30})
+        zerog.wait_for(uuid, state="running")
+        lock = sqlite3.connect(tmp_path / "var" / "zerog.db", isolation_level=None)
+        lock.execute("BEGIN IMMEDIATE")
+        wait_until(lambda: "store away" in zerog.log(), 10)
+        agent = psutil.Process(zerog.agents[0].pid)
+        before = sum(agent.cpu_times()[:2])
+        time.sleep(2)  # long enough to see a loop that spins
+        assert sum(agent.cpu_times()[:2]) - before < 0.5
+        lock.execute("ROLLBACK")
+        lock.close()
+
+
+def test_nothing_outlives_a_killed_up(tmp_path: Path) -> None:
+    import sys
+
+    from tests.services import Process
+
+    made = Deployment(tmp_path)
+    up = Process([sys.executable, "-m", "zerog", "up"], tmp_path / "up.log", cwd=tmp_path, env=made.environment)
+    try:
+        wait_until(lambda: "server listens" in up.log.read_text(), 30)
+        uuid = made.submit("sleep", {"seconds": 60})
+        made.wait_for(uuid, state="running")
+        family = [one.pid for one in psutil.Process(up.pid).children(recursive=True)]
+        assert len(family) >= 3
+        up.kill()
+        wait_until(lambda: not any(alive(pid) for pid in family), 8, "server, agent and children are gone")
+    finally:
+        up.kill()
+        made.close()

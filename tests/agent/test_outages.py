@@ -63,7 +63,7 @@ def test_a_running_job_goes_on_while_beanstalkd_restarts(tmp_path: Path, beansta
 
 
 def test_a_running_job_goes_on_while_the_store_is_locked(tmp_path: Path) -> None:
-    with deployed(tmp_path, lease="2s", deadline="500ms") as zerog:
+    with deployed(tmp_path, lease="9s", deadline="500ms") as zerog:
         ledger = tmp_path / "ledger"
         uuid = zerog.submit("ledger", {"path": str(ledger), "seconds": 1.5})
         zerog.wait_for(uuid, state="running")

@@ -8,6 +8,7 @@ commit, then what had to wait for that commit, then ask for more work.
 from __future__ import annotations
 
 import logging
+import os
 import selectors
 import signal
 import socket
@@ -69,6 +70,8 @@ class Agent:
         self._chores = Chores(manager, sweep, [self._probe_store])
         self._store_away = False
         self._signals = 0
+        #: The process that this one must not outlive, if there is one.
+        self.parent: int | None = None
         self._drain_until: float | None = None
         self._look_at = 0.0
         self._spares: list[Child] = []
@@ -92,8 +95,10 @@ class Agent:
         logger.info("agent %s stopped", self._terms.agent)
 
     def stop(self) -> None:
-        """Drain; the second call stops now."""
+        """Drain; the second call, or the first one after the end of ``parent``, stops now."""
         self._signals += 1
+        if self.parent is not None and os.getppid() != self.parent:
+            self._signals += 1
 
     # The turn
 

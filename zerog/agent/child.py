@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import ctypes
+import fcntl
 import os
 import resource
 import signal
 import socket
 import sys
+import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
-from zerog.agent.executor import Executor, PipeReporter
+from zerog.agent.executor import FLUSHER, Executor, PipeReporter
 from zerog.agent.pipe import BrokenPipe, ChildPipe
 from zerog.registry import Registry
 
@@ -56,7 +58,7 @@ def _serve(pipe: ChildPipe) -> None:
             continue  # a cancel that came after its job had ended
         outcome = executor.execute(message)
         _flush_streams()
-        outcome["leftovers"] = _has_processes()
+        outcome["leftovers"] = _has_processes() or _has_threads()
         outcome["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         pipe.send(outcome)
         # After the outcome, while the agent writes it down; the next job is read only when this is done.
@@ -93,6 +95,16 @@ def _has_processes() -> bool:
         return False
 
 
+def _has_threads() -> bool:
+    """Return whether threads that the job started are still there: what they print would look like the next job's."""
+    return any(one.name != FLUSHER and one is not threading.main_thread() for one in threading.enumerate())
+
+
+def _open_stream(descriptor: int) -> TextIO:
+    """Return a text stream over a standard descriptor, which it leaves open when it is closed."""
+    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
 def _flush_streams() -> None:
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         try:
@@ -110,6 +122,8 @@ class Surroundings:
     umask: int
     environment: dict[str, str]
     handlers: dict[int, Any]
+    path: tuple[str, ...]
+    descriptors: tuple[int, int]
 
     @classmethod
     def now(cls) -> Surroundings:
@@ -117,7 +131,9 @@ class Surroundings:
         mask = os.umask(0)
         os.umask(mask)
         handlers: dict[int, Any] = {int(number): _handler_of(number) for number in _SIGNALS}
-        return cls(os.getcwd(), mask, dict(os.environ), handlers)
+        # Copies far from the numbers that a job may close by hand.
+        kept = (fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 200), fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 200))
+        return cls(os.getcwd(), mask, dict(os.environ), handlers, tuple(sys.path), kept)
 
     def restore(self) -> None:
         """Put everything back that has changed."""
@@ -134,7 +150,18 @@ class Surroundings:
                 signal.signal(number, handler)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        if tuple(sys.path) != self.path:
+            sys.path[:] = self.path
+        self._restore_streams()
+
+    def _restore_streams(self) -> None:
+        for descriptor, kept, name in ((1, self.descriptors[0], "stdout"), (2, self.descriptors[1], "stderr")):
+            os.dup2(kept, descriptor)
+            stream = getattr(sys, f"__{name}__")
+            if stream is None or stream.closed:
+                stream = _open_stream(descriptor)
+                setattr(sys, f"__{name}__", stream)
+            setattr(sys, name, stream)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import os
+import sys
 import threading
 import time
 import traceback
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +30,9 @@ MAX_MESSAGE = 16 * 1024
 INLINE = 8 * 1024
 #: Bytes of ``state`` that a Requeue may keep.
 MAX_STATE = 64 * 1024
+
+#: Name of the thread that sends the last progress before a long silence.
+FLUSHER = "zerog-flusher"
 
 _CHUNK = 256 * 1024
 _FLUSH_SECONDS = 0.1
@@ -135,7 +141,7 @@ class PipeReporter:
         elif not self._dirty.is_set():
             self._dirty.set()
             if self._flusher is None:
-                self._flusher = threading.Thread(target=self._flush_later, name="flusher", daemon=True)
+                self._flusher = threading.Thread(target=self._flush_later, name=FLUSHER, daemon=True)
                 self._flusher.start()
 
     def _flush_later(self) -> None:
@@ -179,18 +185,26 @@ class Session:
     def __init__(self, reporter: PipeReporter, number: int) -> None:
         self._reporter = reporter
         self._number = number
+        self._process = os.getpid()
+
+    @property
+    def _mine(self) -> bool:
+        """A copy of the process that the job forked has no voice of its own on the pipe."""
+        return os.getpid() == self._process
 
     def progress(self, completeness: float | None, message: str | None) -> None:
         """Report how far the job is."""
-        self._reporter.progress(self._number, completeness, message)
+        if self._mine:
+            self._reporter.progress(self._number, completeness, message)
 
     def event(self, level: str, message: str, code: int | None) -> None:
         """Report an event."""
-        self._reporter.event(self._number, level, message, code)
+        if self._mine:
+            self._reporter.event(self._number, level, message, code)
 
     def cancelled(self) -> bool:
         """Return whether a cancel has arrived."""
-        return self._reporter.cancelled(self._number)
+        return self._mine and self._reporter.cancelled(self._number)
 
     def open_output(self, media_type: str) -> None:
         """Begin the output."""
@@ -198,6 +212,8 @@ class Session:
 
     def write_output(self, data: bytes) -> None:
         """Send bytes of the output."""
+        if not self._mine:
+            raise ValueError("only the process of the job itself can write its output")
         self._reporter.write_output(self._number, data)
 
 
@@ -224,6 +240,7 @@ class Executor:
         self.reporter.end_session()
         self.reporter.flush()
         outcome["told"] = context.told
+        outcome["attempt"], outcome["uuid"] = context.attempt, context.uuid
         return outcome
 
     def _outcome(self, message: dict[str, Any], context: Context, session: Session) -> dict[str, Any]:
@@ -233,10 +250,13 @@ class Executor:
             return _failed(str(error), reason="invalid_parameters", final=True, free=True)
         except UnknownType as error:
             return _failed(str(error), reason="unknown_type", final=True, free=True)
+        process = os.getpid()
         try:
             value = self._call(job, context)
         except BaseException as error:  # also SystemExit and KeyboardInterrupt: user code does not end the child
+            _end_if_forked(process, error)
             return self._raised(error, job, context)
+        _end_if_forked(process, None)
         if context.opened is not None:
             context.opened.close()
         return self._returned(value, context, session)
@@ -308,6 +328,22 @@ class Executor:
         if len(text) > MAX_STATE:
             return _failed(f"the state of a Requeue has more than {MAX_STATE} bytes", "result_too_large", final=True)
         return {"t": "outcome", "kind": "requeued", "delay": value.delay, "state": json.loads(text)}
+
+
+def _end_if_forked(process: int, error: BaseException | None) -> None:
+    """End a copy of this process that the job forked and that came back here: only the original has an outcome."""
+    if os.getpid() == process:
+        return
+    status = 0
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        traceback.print_exception(error)
+        status = 1
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(status & 255)
 
 
 def _failed(

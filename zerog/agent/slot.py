@@ -358,6 +358,8 @@ class Slot:
     def _on_outcome(self, attempt: Attempt, message: dict[str, Any]) -> None:
         child = self.child
         assert child is not None
+        if (message["uuid"], message["attempt"]) != (attempt.uuid, attempt.number):
+            raise ValueError("an outcome of another attempt")
         child.jobs += 1
         if message["leftovers"] or attempt.job.fresh_process or child.jobs >= self.terms.max_jobs:
             self.retire_child = True

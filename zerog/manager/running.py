@@ -92,8 +92,11 @@ class Running(Settling):
 
     def _claimed(self, record: JobRecord, agent: str, claim: str) -> JobRecord:
         now = self.clock.now()
+        # After a failure the message speaks of the attempt before; a Requeue has reset the counters and goes on.
+        failed_before = record.errors or record.crashes or record.losses
         return record.after(
             "claim",
+            message=None if failed_before else record.message,
             attempt=record.attempt + 1,
             lease=Lease(agent, claim, 0, now + self.lease),
             agent=agent,

@@ -337,6 +337,8 @@ class SQLiteQueue(Queue):
             ) as sender:
                 for name in os.listdir(directory):
                     self._send(sender, directory, name)
+        except OSError:
+            return  # no descriptor is free: likewise
         finally:
             os.close(directory)
 

@@ -33,6 +33,7 @@ from zerog.exceptions import (
 )
 from zerog.server import pages
 from zerog.server.endpoint import (
+    ANY,
     EVENTS,
     HTML,
     JSON,
@@ -123,6 +124,8 @@ class Door(tornado.web.RequestHandler):
             raise CrossOrigin("an unsafe method from a page of another origin is refused")
 
     def _choose_offer(self) -> str:
+        if self._endpoint.offers == ANY:
+            return ANY[0]  # what it offers is known only when it is found
         accept = ",".join(self.request.headers.get_list("Accept"))
         offer = choose(accept, self._endpoint.offers)
         if offer is None:
@@ -267,7 +270,7 @@ class Door(tornado.web.RequestHandler):
             "detail": codec.printable(error.detail, 2000),
         }
         body["message"] = body["detail"]
-        body["errors"] = error.errors
+        body["errors"] = [{**one, "detail": codec.printable(str(one["detail"]), 2000)} for one in error.errors]
         body.update(error.members)
         headers = dict(error.headers)
         if isinstance(error, StoreUnavailable):

@@ -33,6 +33,9 @@ PROBLEM = "application/problem+json"
 #: The same words for malformed and for unknown UUIDs.
 NO_SUCH_JOB = "there is no job with this UUID"
 
+#: The offers of an endpoint whose media type is the job's own.
+ANY = ("*/*",)
+
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}", re.ASCII)

@@ -21,7 +21,7 @@ from zerog.exceptions import (
 from zerog.manager import Options, Page, Submission
 from zerog.outcome import Result
 from zerog.record import JobRecord, State
-from zerog.server.endpoint import EVENTS, HTML, JSON, Answer, Endpoint, Parameter, chosen, ranged
+from zerog.server.endpoint import ANY, EVENTS, HTML, JSON, Answer, Endpoint, Parameter, chosen, ranged
 from zerog.server.negotiation import choose
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
@@ -317,7 +317,7 @@ class Data(OfJob):
 
     name = "data"
     url = "/jobs/{uuid}/data"
-    offers = ("*/*",)
+    offers = ANY
     responses = {
         "GET": {
             200: ("the bytes, with the media type of the output", "Bytes"),

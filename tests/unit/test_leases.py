@@ -1,0 +1,200 @@
+"""LeaseWatch and the sweep, with a clock of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zerog.clock import Clock
+from zerog.datastore.sqlite import SQLiteDatastore
+from zerog.leases import LeaseWatch
+from zerog.manager import Claimed, GiveBack, Manager, Submission
+from zerog.queue.sqlite import SQLiteQueue
+from zerog.record import JobRecord, Lease, State
+from zerog.registry import Parameters, Registry
+from zerog.sweep import Sweep
+
+
+class Hands(Clock):
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.time = 1_800_000_000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+
+def running(sequence: int = 0, attempt: int = 1) -> JobRecord:
+    return JobRecord(
+        "u", "noop", 1, {}, 0.0, 0.0, state=State.RUNNING, attempt=attempt, lease=Lease("agent", "claim", sequence, 0.0)
+    )
+
+
+def watched(clock: Hands, watch: LeaseWatch, seconds: float, record: JobRecord) -> bool:
+    """Look often enough for ``seconds`` and return whether the lease has lapsed then."""
+    lapsed = False
+    for _ in range(int(seconds * 10)):
+        clock.time += 0.1
+        watch.heard()
+        lapsed = watch.lapsed(record)
+    return lapsed
+
+
+def test_a_lease_that_stands_still_for_a_whole_lease_has_lapsed() -> None:
+    clock = Hands()
+    watch = LeaseWatch(clock, 3.0)
+    watch.heard()
+    assert not watch.lapsed(running())
+    assert not watched(clock, watch, 2.8, running())
+    assert watched(clock, watch, 0.4, running())
+
+
+def test_a_lease_that_moves_does_not_lapse() -> None:
+    clock = Hands()
+    watch = LeaseWatch(clock, 3.0)
+    for sequence in range(10):
+        assert not watched(clock, watch, 2.0, running(sequence))
+    assert watch.moves("u") == 9
+
+
+def test_time_in_which_the_store_was_silent_does_not_count() -> None:
+    clock = Hands()
+    watch = LeaseWatch(clock, 3.0)
+    watched(clock, watch, 1.0, running())
+    watch.silence()
+    clock.time += 100
+    assert not watched(clock, watch, 1.5, running())
+    assert watched(clock, watch, 1.0, running())
+
+
+def test_a_process_that_slept_does_not_judge_by_its_own_sleep() -> None:
+    clock = Hands()
+    watch = LeaseWatch(clock, 3.0)
+    watched(clock, watch, 0.5, running())
+    clock.time += 1000
+    watch.heard()
+    assert not watch.lapsed(running())
+
+
+# The sweep
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    """A Manager over the embedded adapters, with a clock moved by hand."""
+    store = SQLiteDatastore(tmp_path / "zerog.db")
+    made = Manager(store, lambda: SQLiteQueue(tmp_path / "queue.db", tmp_path / "run"), _registry(), Hands(), lease=3.0)
+    yield made
+    made.close_queue()
+    store.close()
+
+
+def _registry() -> Registry:
+    from workers.examples.jobs import Noop
+
+    return Registry([Noop])
+
+
+def submit(manager: Manager, count: int) -> list[str]:
+    return [manager.submit(Submission("noop", Parameters({}))).record.uuid for _ in range(count)]
+
+
+def later(manager: Manager, seconds: float) -> None:
+    assert isinstance(manager.clock, Hands)
+    manager.clock.time += seconds
+
+
+def ready(manager: Manager) -> int:
+    return manager.queue_stats("noop").ready
+
+
+def test_a_walk_puts_what_the_queue_forgot_and_does_not_double_it(manager: Manager) -> None:
+    submit(manager, 7)
+    for entry in range(7):
+        found = manager.queue.reserve([manager.tube("noop")], 1)
+        assert found is not None, entry
+        found.delete()
+    sweep = Sweep(manager, LeaseWatch(manager.clock, 3.0))
+    later(manager, 2)
+    for _ in range(3):
+        sweep.walk()
+        assert ready(manager) == 7
+
+
+def test_what_is_claimed_during_a_walk_is_no_reason_to_put_again(manager: Manager) -> None:
+    submit(manager, 10)
+    later(manager, 2)
+    sweep = Sweep(manager, LeaseWatch(manager.clock, 3.0))
+    manager_read = manager.read_many
+
+    def read_and_lose_entries(uuids):  # type: ignore[no-untyped-def]
+        held = manager_read(uuids)
+        for _ in range(3):
+            found = manager.queue.reserve([manager.tube("noop")], 1)
+            assert found is not None
+            found.delete()
+        return held
+
+    manager.read_many = read_and_lose_entries  # type: ignore[method-assign]
+    sweep.walk()
+    assert ready(manager) == 7
+
+
+def test_a_job_that_stays_due_is_put_again_whatever_the_counts_say(manager: Manager) -> None:
+    (lost,) = submit(manager, 1)
+    found = manager.queue.reserve([manager.tube("noop")], 1)
+    assert found is not None
+    found.delete()
+    later(manager, 2)
+    sweep = Sweep(manager, LeaseWatch(manager.clock, 3.0))
+    for _ in range(10):
+        # Entries of other jobs keep the tube looking full.
+        submit(manager, 1)
+        sweep.walk()
+        later(manager, 0.1)
+    bodies = set()
+    while (entry := manager.queue.reserve([manager.tube("noop")], 0.1)) is not None:
+        bodies.add(entry.body.decode())
+        entry.delete()
+    assert lost in bodies
+
+
+def test_a_lapsed_job_goes_back_to_the_queue_once_and_its_attempt_is_refused(manager: Manager) -> None:
+    (uuid,) = submit(manager, 1)
+    verdict = manager.claim(uuid, "dead", "claim", LeaseWatch(manager.clock, 3.0))
+    assert isinstance(verdict, Claimed)
+    sweep = Sweep(manager, LeaseWatch(manager.clock, 3.0))
+    sweep.walk()
+    for _ in range(40):
+        later(manager, 0.1)
+        sweep.look()
+    record = manager.get(uuid)
+    assert (record.state, record.losses, record.attempt) == (State.QUEUED, 1, 1)
+    assert ready(manager) == 2  # the old entry and the new one: R3 makes that harmless
+    from zerog.exceptions import Superseded
+
+    with pytest.raises(Superseded):
+        manager.report(verdict.held, 1, 0.5)
+    assert [entry["reason"] for entry in manager.events(uuid).items] == ["lost"]
+
+
+def test_a_second_entry_of_a_running_job_is_given_back_then_dropped(manager: Manager) -> None:
+    (uuid,) = submit(manager, 1)
+    watch = LeaseWatch(manager.clock, 3.0)
+    verdict = manager.claim(uuid, "agent", "mine", watch)
+    assert isinstance(verdict, Claimed)
+    assert manager.claim(uuid, "agent", "mine", watch) == verdict, "the same claim again is the same answer"
+    held = verdict.held
+    other = LeaseWatch(manager.clock, 3.0)
+    answers = []
+    for _ in range(5):
+        answers.append(type(manager.claim(uuid, "other", "theirs", other)))
+        held = manager.report(held, 1)
+    assert answers[:3] == [GiveBack] * 3
+    assert answers[-1] is not GiveBack
