@@ -335,10 +335,7 @@ class Slot:
     def on_message(self, message: dict[str, Any] | bytes) -> None:
         """Take what the child says."""
         attempt = self.attempt
-        if isinstance(message, dict) and message.get("t") == "ready":
-            assert self.child is not None
-            self.child.ready = True
-        elif attempt is None or attempt.outcome is not None:
+        if attempt is None or attempt.outcome is not None:
             return
         elif isinstance(message, bytes):
             attempt.waiting_output += message
@@ -465,9 +462,7 @@ class Slot:
         if self.stop.signals:
             self.child.signal(self.stop.signals.pop(0))
             self.stop.told = False
-            self.stop.next = now + self.terms.grace
-        else:
-            self.stop.next = now + self.terms.grace
+        self.stop.next = now + self.terms.grace
 
     def tick(self, now: float) -> None:
         """Do what time asks for: limits, rougher signals, the touch."""

@@ -126,12 +126,14 @@ class Door(tornado.web.RequestHandler):
     def _choose_offer(self) -> str:
         if self._endpoint.offers == ANY:
             return ANY[0]  # what it offers is known only when it is found
-        accept = ",".join(self.request.headers.get_list("Accept"))
-        offer = choose(accept, self._endpoint.offers)
+        offer = choose(self._accept(), self._endpoint.offers)
         if offer is None:
             offers = ", ".join(self._endpoint.offers)
             raise NotAcceptable(f"this resource offers {offers}", offers=list(self._endpoint.offers))
         return offer
+
+    def _accept(self) -> str:
+        return ",".join(self.request.headers.get_list("Accept"))
 
     def _not_allowed(self) -> MethodNotAllowed:
         error = MethodNotAllowed(f"this resource has the methods {self._endpoint.allow()}")
@@ -275,7 +277,7 @@ class Door(tornado.web.RequestHandler):
         headers = dict(error.headers)
         if isinstance(error, StoreUnavailable):
             headers.setdefault("Retry-After", "1")
-        offer = choose(",".join(self.request.headers.get_list("Accept")), (PROBLEM, JSON, HTML))
+        offer = choose(self._accept(), (PROBLEM, JSON, HTML))
         media_type = HTML if offer == HTML else PROBLEM
         return Answer(body, error.status, headers, "problem", media_type)
 
