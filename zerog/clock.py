@@ -5,8 +5,10 @@ Times in records are seconds since 1970 as floats; on the wire they are ISO 8601
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 
 
 class Clock:
@@ -23,8 +25,17 @@ class Clock:
 
 def to_iso(moment: float) -> str:
     """Write a moment as ``2026-01-31T12:00:00.000Z``."""
-    text = datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
-    return text[:-6] + "Z"
+    second = math.floor(moment)
+    # By way of whole microseconds, so that what was read from a text is written as that text again.
+    millisecond = round((moment - second) * 1e6) // 1000
+    if millisecond == 1000:
+        second, millisecond = second + 1, 0
+    return f"{_to_second(second)}.{millisecond:03d}Z"
+
+
+@lru_cache(maxsize=256)  # the moments of a record are mostly of the same few seconds
+def _to_second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat(timespec="seconds")[:-6]
 
 
 def from_iso(text: str) -> float:

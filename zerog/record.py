@@ -145,19 +145,21 @@ _NAMES: Mapping[str, str] = {
     for name in JobRecord._fields
 }
 _TIMES = ("created_at", "updated_at", "started_at", "finished_at", "not_before")
+_TIME_NAMES = tuple(_NAMES[name] for name in _TIMES)
 _ROWS = tuple((wire, JobRecord._field_defaults.get(name, ...)) for name, wire in _NAMES.items())
 
 
 def to_document(record: JobRecord) -> bytes:
     """Write a record as the JSON document that the store keeps; members at their default are left out."""
-    document: dict[str, Any] = {"schema": SCHEMA}
-    for (wire, default), value in zip(_ROWS, record, strict=True):
-        if value is not default and value != default:
-            document[wire] = value
-    for name in _TIMES:
-        moment = getattr(record, name)
-        if moment is not None:
-            document[_NAMES[name]] = to_iso(moment)
+    document: dict[str, Any] = {
+        wire: value
+        for (wire, default), value in zip(_ROWS, record, strict=True)
+        if value is not default and value != default
+    }
+    document["schema"] = SCHEMA
+    for name in _TIME_NAMES:
+        if name in document:
+            document[name] = to_iso(document[name])
     document["state"] = record.state.value
     if record.lease is not None:
         document["lease"] = _lease_document(record.lease)

@@ -35,6 +35,8 @@ _LOOK_EVERY = 1.0
 _IDLE, _AWAY = 5.0, 0.25
 #: Share of ``max_jobs`` after which the successor of a child is started.
 _SPARE_AT = 0.9
+#: Seconds for which the end of one short job waits for that of another (the selector knows no less).
+_SIBLING = 0.001
 _CHILD_BACKOFF = 30.0
 #: Reads of what a dead child left in its pipe; a socket's buffer holds less.
 _REST_READS = 16
@@ -103,9 +105,11 @@ class Agent:
     # The turn
 
     def _turn(self) -> None:
-        for key, _ in self._selector.select(self._timeout()):
-            self._guard(key.data)
+        self._hear(self._timeout())
         now = self._clock.monotonic()
+        if self._lonely(now):
+            self._hear(_SIBLING)
+            now = self._clock.monotonic()
         if self._signals:
             self._advance_drain(now)
         self._tend_children(now)
@@ -113,6 +117,15 @@ class Agent:
             slot.tick(now)
         self._store_steps(now)
         self._ask_for_work()
+
+    def _hear(self, timeout: float) -> None:
+        for key, _ in self._selector.select(timeout):
+            self._guard(key.data)
+
+    def _lonely(self, now: float) -> bool:
+        """Return whether one job has ended alone and another is about to: then one commit may serve both."""
+        ended = sum(slot.phase is Phase.ENDING for slot in self._slots)
+        return ended == 1 and any(slot.ends_soon(now) for slot in self._slots)
 
     def _guard(self, call: Callable[[], None]) -> None:
         try:
@@ -150,11 +163,14 @@ class Agent:
         if not slots and not looking:
             return
         followups: list[Callable[[], None]] = []
+        if not self._signals and not self._manager.queue_away:
+            for slot in slots:
+                self._guard(slot.ask_ahead)
         try:
             if slots:
                 with self._manager.store.together():
-                    for slot in slots:
-                        followups.append(self._step(slot, now))
+                    followups += [self._step(slot, slot.step, now) for slot in slots]
+                    followups += [self._step(slot, slot.step_ahead, now) for slot in self._ahead(slots)]
         except StoreUnavailable as error:
             # None of it counts: every slot does its step again when the store is back, and finds what had happened.
             self._store_lost(error)
@@ -164,9 +180,13 @@ class Agent:
         if looking:
             self._look(now)
 
-    def _step(self, slot: Slot, now: float) -> Callable[[], None]:
+    def _ahead(self, slots: list[Slot]) -> list[Slot]:
+        """Return the slots that may claim their next job in the commit that ends their last one."""
+        return [] if self._signals else [slot for slot in slots if slot.phase is Phase.ENDING and slot.looks_ahead]
+
+    def _step(self, slot: Slot, step: Callable[[float], Callable[[], None]], now: float) -> Callable[[], None]:
         try:
-            return slot.step(now)
+            return step(now)
         except Superseded:
             return slot.lost_token
         except StoreUnavailable:

@@ -53,6 +53,7 @@ class Attempt:
         self.number = held.record.attempt
         self.uuid = held.record.uuid
         self.job = job
+        self.started = now
         self.recorder = Recorder(self.uuid, self.number)
         self.lines: dict[str, Lines] = {}
         self.completeness: float | None = None

@@ -5,7 +5,6 @@ The answer is the message that the agent reads as an outcome: ``{"t": "outcome",
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import os
@@ -263,10 +262,16 @@ class Executor:
 
     def _call(self, job: Job, context: Context) -> Any:
         value = job.run(context)
-        return asyncio.run(self._await(value, context)) if inspect.isawaitable(value) else value
+        if not inspect.isawaitable(value):
+            return value
+        import asyncio  # here, since it costs every start of a child a tenth, and most jobs do not need it
+
+        return asyncio.run(self._await(value, context))
 
     async def _await(self, value: Any, context: Context) -> Any:
         """Await an asynchronous job, throwing ``CancelledError`` into it when a cancel arrives."""
+        import asyncio
+
         task = asyncio.ensure_future(value)
         loop = asyncio.get_running_loop()
 
@@ -282,7 +287,7 @@ class Executor:
             loop.remove_reader(self.pipe.fileno())
 
     def _raised(self, error: BaseException, job: Job, context: Context) -> dict[str, Any]:
-        if isinstance(error, asyncio.CancelledError) and context.told:
+        if context.told and _is_cancel(error):
             return {"t": "outcome", "kind": "cancelled"}
         if context.second_output:
             return _failed("a job has one output", reason="two_results", final=True)
@@ -328,6 +333,12 @@ class Executor:
         if len(text) > MAX_STATE:
             return _failed(f"the state of a Requeue has more than {MAX_STATE} bytes", "result_too_large", final=True)
         return {"t": "outcome", "kind": "requeued", "delay": value.delay, "state": json.loads(text)}
+
+
+def _is_cancel(error: BaseException) -> bool:
+    """Return whether an error is asyncio's way of saying that the job was cancelled."""
+    asyncio = sys.modules.get("asyncio")  # who has not imported it cannot have raised it
+    return asyncio is not None and isinstance(error, asyncio.CancelledError)
 
 
 def _end_if_forked(process: int, error: BaseException | None) -> None:

@@ -18,7 +18,7 @@ MAX_FRAME = 64 * 1024 * 1024
 
 _HEAD = struct.Struct(">IB")
 _JSON, _BYTES = ord("j"), ord("b")
-_READ = 256 * 1024
+_READ = 64 * 1024
 
 Message = dict[str, Any] | bytes
 

@@ -6,6 +6,9 @@ What it does, in order::
       ▲                                      │ not ours                                            │ record first,
       └──────────────────────────────────────┴───────────── queue entry second (R5) ───────────────┘
 
+While a job's end is written the slot asks for what is ready next, so that the claim of that one shares the commit; the
+entry of the ended job is deleted together with the next question, or soon after by itself.
+
 Nothing here waits.  Whatever needs the store happens in ``step``, which the agent calls for all slots inside one
 commit; what must not happen before that commit is returned and called after it.
 """
@@ -42,8 +45,18 @@ _OUTPUT_WAITING = 4 * CHUNK
 #: How often an entry without a record is given back before it is deleted.
 _MISSING_LOOKS = 3
 
+#: Seconds after which the entry of an ended job is deleted even if there was no question that took it along.
+_DELETE_WITHIN = 0.05
+
+#: Seconds that a job may take to count as short.
+_SHORT = 0.001
+
 #: Reads of captured output in one go, so that one flooding job leaves the others their turn.
 _STREAM_READS = 16
+
+
+def _nothing() -> None:
+    """Have nothing to do after a commit."""
 
 
 class Phase(enum.Enum):
@@ -73,40 +86,77 @@ class Slot:
         self._clock = clock
         self._watch = watch
         self._reservation: Reservation | None = None
+        self._asked_ahead = False
+        self._next: Reservation | None = None
         self._done: Reservation | None = None
+        self._delete_at = float("inf")
         self._claim = ""
         self._missing: dict[str, int] = {}
+        self._last_run = float("inf")
 
     # Waiting for work
 
     def wants_to_ask(self) -> bool:
         """Return whether the slot could take a job now."""
-        return self.phase is Phase.IDLE and self.child is not None and self.child.ready and not self.retire_child
+        return self.phase is Phase.IDLE and self._has_child
+
+    @property
+    def _has_child(self) -> bool:
+        """Whether there is a child that can take another job."""
+        return self.child is not None and self.child.ready and not self.retire_child
 
     def ask(self) -> None:
         """Ask the queue for the next entry, deleting the last one on the way."""
-        done, self._done = self._done, None
-        self.queue.ask(self.terms.tubes, done)
+        self.queue.ask(self.terms.tubes, self._take_done())
         self.phase = Phase.WAITING
 
+    def ask_ahead(self) -> None:
+        """Ask for what is ready now, before the end of the last job is written: its claim can share that commit."""
+        if self.phase is Phase.ENDING and self._has_child and not self._asked_ahead and self._next is None:
+            self.queue.ask(self.terms.tubes, self._take_done(), wait=False)
+            self._asked_ahead = True
+
+    def _take_ahead(self) -> None:
+        """Take the answer to ``ask_ahead`` if it is there."""
+        if not self._asked_ahead:
+            return
+        answer = self.queue.take()
+        if answer is PENDING:
+            return
+        self._asked_ahead = False
+        if isinstance(answer, Reservation) and self._is_job(answer):
+            self._next = answer
+            self._claim = secrets.token_hex(8)
+
     def withdraw(self) -> None:
-        """Stop asking: the agent drains."""
+        """Stop asking, and give back what was asked for ahead: the agent drains."""
         if self.phase is Phase.WAITING:
-            self.queue.withdraw()
             self.phase = Phase.IDLE
+            self._asked_ahead = False
+            self.queue.withdraw()
+        waiting, self._next = self._next, None
+        if waiting is not None:
+            self._quietly(waiting.release)
         self.delete_done()
 
     def delete_done(self) -> None:
         """Delete the entry of the last job now, if nothing has taken it along yet."""
-        done, self._done = self._done, None
+        done = self._take_done()
         if done is not None:
             self._quietly(done.delete)
 
+    def _take_done(self) -> Reservation | None:
+        done, self._done = self._done, None
+        self._delete_at = float("inf")
+        return done
+
     def queue_lost(self) -> None:
         """Say that the queue is away: what was asked is asked again later."""
-        if self.phase is Phase.WAITING:
+        if self.phase is Phase.WAITING or self._asked_ahead:
             # A reserve that is still out there would answer in the middle of a later job.
             self.queue.withdraw()
+            self._asked_ahead = False
+        if self.phase is Phase.WAITING:
             self.phase = Phase.IDLE
 
     def on_queue(self) -> None:
@@ -114,22 +164,33 @@ class Slot:
         if self.phase is not Phase.WAITING:
             return
         answer = self.queue.take()
-        if answer is None:
-            self.phase = Phase.IDLE
-        elif answer is not PENDING and isinstance(answer, Reservation):
-            self._reserved(answer)
-
-    def _reserved(self, reservation: Reservation) -> None:
-        self._reservation = reservation
-        if not _UUID.fullmatch(reservation.body):
-            # R14: not ours to run, and not ours to throw away.
-            self.buried += 1
-            logger.warning("buried an entry that is no job id: %d bytes", len(reservation.body))
-            self._quietly(reservation.bury)
-            self._free()
+        if answer is PENDING:
             return
-        self._claim = secrets.token_hex(8)
-        self.phase = Phase.CLAIMING
+        self._asked_ahead = False
+        self.phase = Phase.IDLE
+        if isinstance(answer, Reservation) and self._is_job(answer):
+            self._reservation = answer
+            self._claim = secrets.token_hex(8)
+            self.phase = Phase.CLAIMING
+
+    def _is_job(self, reservation: Reservation) -> bool:
+        """Return whether an entry names a job; R14: another is not ours to run, and not ours to throw away."""
+        if _UUID.fullmatch(reservation.body):
+            return True
+        self.buried += 1
+        logger.warning("buried an entry that is no job id: %d bytes", len(reservation.body))
+        self._quietly(reservation.bury)
+        return False
+
+    def ends_soon(self, now: float) -> bool:
+        """Return whether what runs here is young and the last job was short: waiting for it costs little."""
+        attempt = self.attempt
+        return (
+            self.phase is Phase.RUNNING
+            and attempt is not None
+            and self._last_run < _SHORT
+            and now - attempt.started < _SHORT
+        )
 
     # What needs the store
 
@@ -151,19 +212,39 @@ class Slot:
         """Do one thing with the store; what is returned must be called once that is committed."""
         match self.phase:
             case Phase.CLAIMING:
-                return self._step_claim(now)
+                assert self._reservation is not None
+                return self._step_claim(now, self._reservation)
             case Phase.ENDING:
                 return self._step_settle()
             case _:
                 return self._step_report(now)
 
-    def _step_claim(self, now: float) -> Callable[[], None]:
-        assert self._reservation is not None
-        uuid = self._reservation.body.decode()
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether ``step_ahead`` may have something to do."""
+        return self._asked_ahead or self._next is not None
+
+    def step_ahead(self, now: float) -> Callable[[], None]:
+        """Claim, in the commit that ends one job, the next one, if there is one and a child for it."""
+        try:
+            self._take_ahead()
+        except QueueUnavailable as error:
+            self._asked_ahead = False
+            self._say_queue_away(error)
+        if self._next is None or not self._has_child:
+            return _nothing
+        return self._step_claim(now, self._next)
+
+    def _step_claim(self, now: float, reservation: Reservation) -> Callable[[], None]:
+        uuid = reservation.body.decode()
         verdict = self.manager.claim(uuid, self.terms.agent, self._claim, self._watch)
 
         def after() -> None:
+            self._reservation, self._next = reservation, None
+            self.phase = Phase.CLAIMING
             match verdict:
+                case Claimed() if not self._has_child:
+                    return  # the next child claims it again, under the same name
                 case Claimed(held=held):
                     self._missing.pop(uuid, None)
                     self._start(held, now)
@@ -299,12 +380,18 @@ class Slot:
         self._free()
 
     def _drop_entry(self) -> None:
+        self.delete_done()
         self._done = self._reservation
+        self._delete_at = self._clock.monotonic() + _DELETE_WITHIN
         self._free()
 
     def _free(self) -> None:
         self._reservation = None
-        self.phase = Phase.IDLE
+        if self._next is not None:
+            self._reservation, self._next = self._next, None
+            self.phase = Phase.CLAIMING
+        else:
+            self.phase = Phase.WAITING if self._asked_ahead else Phase.IDLE
 
     def _quietly(self, call: Callable[[], None]) -> None:
         """Do something to the queue's entry.  If the queue is away or the entry is not ours any more, that is no
@@ -314,8 +401,11 @@ class Slot:
         except ReservationLost:
             logger.debug("an entry is no longer ours")
         except QueueUnavailable as error:
-            self.manager.queue_away = True
-            logger.warning("queue away: %s", error)
+            self._say_queue_away(error)
+
+    def _say_queue_away(self, error: QueueUnavailable) -> None:
+        self.manager.queue_away = True
+        logger.warning("queue away: %s", error)
 
     def touch(self, now: float) -> None:
         """Keep the queue's promise while the job runs."""
@@ -369,6 +459,7 @@ class Slot:
         self._ended(attempt, read_outcome(message))
 
     def _ended(self, attempt: Attempt, outcome: Outcome) -> None:
+        self._last_run = self._clock.monotonic() - attempt.started
         self._collect_output(attempt)
         attempt.outcome = outcome
         self.stop = None
@@ -465,7 +556,9 @@ class Slot:
         self.stop.next = now + self.terms.grace
 
     def tick(self, now: float) -> None:
-        """Do what time asks for: limits, rougher signals, the touch."""
+        """Do what time asks for: limits, rougher signals, the touch, the last job's entry."""
+        if now >= self._delete_at and not self.manager.queue_away:
+            self.delete_done()
         attempt = self.attempt
         if self.phase is not Phase.RUNNING or attempt is None:
             return
@@ -486,10 +579,10 @@ class Slot:
 
     def next_time(self, store_away: bool) -> float:
         """Return when ``tick`` or ``step`` has something to do, on the monotonic clock."""
+        times = [float("inf") if self.manager.queue_away else self._delete_at]
         attempt = self.attempt
         if self.phase is not Phase.RUNNING or attempt is None:
-            return float("inf")
-        times = [float("inf")]
+            return times[0]
         if not store_away and not self.token_lost:
             times.append(attempt.renew_at)
             if attempt.dirty:

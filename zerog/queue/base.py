@@ -96,11 +96,13 @@ class Queue(ABC):
             raise error
 
     @abstractmethod
-    def ask(self, tubes: Sequence[str], done: Reservation | None = None) -> None:
+    def ask(self, tubes: Sequence[str], done: Reservation | None = None, wait: bool = True) -> None:
         """Ask for one entry of any of the tubes, deleting the entry ``done`` on the way; ``take`` has the answer.
 
-        Between ``ask`` and an answer other than ``PENDING`` nothing else may be asked of this connection.  A deletion
-        that finds nothing is normal.
+        Between ``ask`` and an answer other than ``PENDING`` nothing else may be asked of this connection, unless
+        ``wait`` is false: then the answer is what is ready now, ``None`` included, and other entries that this
+        connection holds may be touched, released, buried or deleted before it is taken.  A deletion that finds nothing
+        is normal.
         """
 
     @abstractmethod

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import select
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import greenstalk
@@ -23,6 +25,8 @@ from zerog.queue.base import PENDING, Pending, Put, Queue, Reservation, TubeStat
 
 #: Seconds after which a waiting reserve is asked anew, which also shows whether the server is still there.
 _RESERVE_SECONDS = 20
+_RESERVE_WAITING = b"reserve-with-timeout %d\r\n" % _RESERVE_SECONDS
+_RESERVE_READY = b"reserve-with-timeout 0\r\n"
 _MAX_DELAY = 2**32 - 1
 _READ = 65536
 #: Commands written before their replies are read; more could fill both sockets' buffers with nobody reading.
@@ -53,9 +57,12 @@ class _Replies:
 
     def fill(self) -> None:
         """Take what is there without waiting."""
-        # Asked first: a socket with a timeout waits for it even when told not to.
-        if _readable(self._socket, 0):
-            self._take(self._socket.recv(_READ))
+        try:
+            # Past the socket object, which would wait for its timeout; the descriptor itself never blocks.
+            data = os.read(self._socket.fileno(), _READ)
+        except BlockingIOError:
+            return
+        self._take(data)
 
     def lines(self) -> int:
         """Return how many whole lines are there."""
@@ -127,6 +134,27 @@ def _arguments(status: bytes, values: list[bytes]) -> tuple[Any, ...]:
     return (values,) if status in greenstalk.ERROR_RESPONSES else (status, values)
 
 
+class _Errors:
+    """A block in which foreign errors become ours, and after which nothing doubtful is used again.
+
+    A class and no generator: it is entered for every command.
+    """
+
+    __slots__ = ("_queue",)
+
+    def __init__(self, queue: BeanstalkdQueue) -> None:
+        self._queue = queue
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, (OSError, greenstalk.Error, AssertionError, ValueError, IndexError)):
+            raise self._queue.doubt(error) from error
+
+
 class BeanstalkdQueue(Queue):
     """One connection to beanstalkd.  ``address`` is (host, port) or the path of a UNIX socket."""
 
@@ -136,8 +164,12 @@ class BeanstalkdQueue(Queue):
         self._client: _Client | None = None
         self._using: str | None = None
         self._watching: frozenset[str] = frozenset()
+        self._errors = _Errors(self)
         self._asked_until: float | None = None
         self._deleting = False
+        self._waiting = False
+        #: The answer to an ``ask`` that another command had to read first.
+        self._answer: Reservation | None = None
 
     def another(self) -> Queue:
         return BeanstalkdQueue(self._address, self._deadline)
@@ -153,7 +185,8 @@ class BeanstalkdQueue(Queue):
     def _put_some(self, puts: Sequence[Put]) -> list[QueueError | None]:
         results: list[QueueError | None] = []
         try:
-            with self._connected() as client:
+            with self._errors:
+                client = self._connected()
                 client.write(self._put_commands(puts))
                 for expected, put in self._expected:
                     error = self._put_reply(client, expected)
@@ -190,16 +223,18 @@ class BeanstalkdQueue(Queue):
 
     # Reserving
 
-    def ask(self, tubes: Sequence[str], done: Reservation | None = None) -> None:
-        with self._connected() as client:
+    def ask(self, tubes: Sequence[str], done: Reservation | None = None, wait: bool = True) -> None:
+        with self._errors:
+            client = self._connected()
             self._watch(client, frozenset(tubes))
-            command = b"reserve-with-timeout %d\r\n" % _RESERVE_SECONDS
+            command = _RESERVE_WAITING if wait else _RESERVE_READY
             self._deleting = isinstance(done, BeanstalkdReservation) and done.client is client
             if self._deleting:
                 assert isinstance(done, BeanstalkdReservation)
                 command = b"delete %d\r\n" % done.identity + command
             client.write(command)
-            self._asked_until = time.monotonic() + _RESERVE_SECONDS + self._deadline
+            self._waiting = wait
+            self._asked_until = time.monotonic() + (_RESERVE_SECONDS if wait else 0) + self._deadline
 
     def _watch(self, client: _Client, tubes: frozenset[str]) -> None:
         if tubes == self._watching:
@@ -213,8 +248,9 @@ class BeanstalkdQueue(Queue):
 
     def take(self) -> Reservation | Pending | None:
         if self._asked_until is None:
-            return None
-        with self._errors():
+            answer, self._answer = self._answer, None
+            return answer
+        with self._errors:
             client = self._client
             if client is None:
                 raise QueueUnavailable("the connection to beanstalkd was lost")
@@ -262,7 +298,7 @@ class BeanstalkdQueue(Queue):
 
     def withdraw(self) -> None:
         # A reserve cannot be taken back; the server gives back what it may be handing out.
-        if self._asked_until is not None:
+        if self._asked_until is not None or self._answer is not None:
             self._drop()
 
     # The other verbs
@@ -271,7 +307,10 @@ class BeanstalkdQueue(Queue):
         """Send a command on an entry that ``client`` reserved; ``ReservationLost`` if it is not held any more."""
         if client is not self._client:
             raise ReservationLost("the connection that held the entry is gone")
-        with self._connected() as connected:
+        with self._errors:
+            connected = self._connected()
+            if self._asked_until is not None and not self._waiting:
+                self._answer = self._read_reply(connected)
             try:
                 connected.write(text)
                 connected.reply(expected)
@@ -279,7 +318,8 @@ class BeanstalkdQueue(Queue):
                 raise ReservationLost("the entry is no longer reserved by this connection") from None
 
     def kick(self, tube: str, count: int) -> int:
-        with self._connected() as client:
+        with self._errors:
+            client = self._connected()
             self._using = tube
             _tube(tube)
             client.use(tube)
@@ -287,7 +327,8 @@ class BeanstalkdQueue(Queue):
 
     def stats(self, tube: str) -> TubeStats:
         _tube(tube)
-        with self._connected() as client:
+        with self._errors:
+            client = self._connected()
             try:
                 found = client.stats_tube(tube)
             except greenstalk.NotFoundError:
@@ -300,7 +341,8 @@ class BeanstalkdQueue(Queue):
         )
 
     def identity(self) -> str:
-        with self._connected() as client:
+        with self._errors:
+            client = self._connected()
             return str(client.stats()["id"])
 
     def close(self) -> None:
@@ -313,7 +355,8 @@ class BeanstalkdQueue(Queue):
                 "use loopback, a UNIX socket or a tunnel"
             )
         try:
-            with self._connected() as client:
+            with self._errors:
+                client = self._connected()
                 stats = client.stats()
         except QueueUnavailable:
             return
@@ -335,12 +378,11 @@ class BeanstalkdQueue(Queue):
 
     # Connections
 
-    @contextmanager
-    def _connected(self) -> Iterator[_Client]:
-        with self._errors():
-            if self._client is None:
-                self._client = self._connect()
-            yield self._client
+    def _connected(self) -> _Client:
+        """Return the client, connected; to be called inside ``self._errors``."""
+        if self._client is None:
+            self._client = self._connect()
+        return self._client
 
     def _connect(self) -> _Client:
         if isinstance(self._address, str):
@@ -357,16 +399,10 @@ class BeanstalkdQueue(Queue):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return _Client(end, self._deadline)
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Translate what is not ours, and throw the connection away after any doubt."""
-        try:
-            yield
-        except (QueueError, ReservationLost):
-            raise
-        except (OSError, greenstalk.Error, AssertionError, ValueError, IndexError) as error:
-            self._drop()
-            raise QueueUnavailable(f"beanstalkd at {self._shown()}: {_text(error)}") from error
+    def doubt(self, error: Exception) -> QueueUnavailable:
+        """Throw the connection away after a foreign error, and return ours."""
+        self._drop()
+        return QueueUnavailable(f"beanstalkd at {self._shown()}: {_text(error)}")
 
     def _shown(self) -> str:
         return self._address if isinstance(self._address, str) else f"{self._address[0]}:{self._address[1]}"
@@ -374,6 +410,7 @@ class BeanstalkdQueue(Queue):
     def _drop(self) -> None:
         client, self._client = self._client, None
         self._using, self._watching, self._asked_until, self._deleting = None, frozenset(), None, False
+        self._answer = None
         if client is not None:
             client.close()
 

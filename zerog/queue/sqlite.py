@@ -12,10 +12,11 @@ import secrets
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 from zerog.clock import Clock
 from zerog.exceptions import QueueError, QueueUnavailable, ReservationLost
@@ -25,10 +26,26 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY AUTOINCREMENT, tube TEXT NOT NULL, body BLOB NOT NULL,
   priority INTEGER NOT NULL, ttr REAL NOT NULL, state TEXT NOT NULL, due REAL, holder TEXT);
 CREATE INDEX IF NOT EXISTS ready ON entries (tube, priority, id) WHERE state = 'ready';
-CREATE INDEX IF NOT EXISTS timed ON entries (due) WHERE due IS NOT NULL;
-CREATE INDEX IF NOT EXISTS by_state ON entries (tube, state);
+CREATE INDEX IF NOT EXISTS timed ON entries (due, tube, state) WHERE due IS NOT NULL;
+CREATE INDEX IF NOT EXISTS buried ON entries (tube) WHERE state = 'buried';
 CREATE TABLE IF NOT EXISTS identity (text TEXT NOT NULL);
 """
+
+#: An entry that a connection still holds: its id, the holder, now.
+_HELD = "WHERE id = ? AND holder = ? AND state = 'reserved' AND due > ?"
+
+_COUNTS = """
+SELECT 'ready', count(*) FROM entries WHERE state = 'ready' AND tube = :tube UNION ALL
+SELECT 'buried', count(*) FROM entries WHERE state = 'buried' AND tube = :tube UNION ALL
+SELECT state, count(*) FROM entries WHERE due IS NOT NULL AND tube = :tube GROUP BY state
+"""
+
+#: The most urgent ready entry of a tube; a statement asks for this many tubes at most.
+_FIRST = (
+    "SELECT * FROM (SELECT priority, id, body, ttr FROM entries WHERE state = 'ready' AND tube = ? "
+    "ORDER BY priority, id LIMIT 1)"
+)
+_TUBES = 100
 
 #: Seconds between two looks of a waiting connection that hears no notice.
 _FALLBACK = 1.0
@@ -49,6 +66,18 @@ class _File:
         self._connection: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
         self._checked = 0.0
+        self.transaction = _Transaction(self)
+
+    def __enter__(self) -> None:
+        """Begin a block in which foreign errors become ours."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, (sqlite3.Error, OSError)):
+            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+                self.close()
+            raise QueueUnavailable(f"{self.path.name}: {error}") from error
 
     def connection(self) -> sqlite3.Connection:
         if self._connection is not None and self._moved():
@@ -119,6 +148,42 @@ class _File:
         return connection
 
 
+class _Transaction:
+    """A transaction on the file as a block, which gets the connection."""
+
+    __slots__ = ("_connection", "_file")
+
+    def __init__(self, file: _File) -> None:
+        self._file = file
+        self._connection: sqlite3.Connection | None = None
+
+    def __enter__(self) -> sqlite3.Connection:
+        with self._file:
+            self._connection = self._file.connection()
+            self._connection.execute("BEGIN IMMEDIATE")
+        return self._connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._roll_back()
+            self._file.__exit__(kind, error, trace)
+            return
+        assert self._connection is not None
+        with self._file:
+            try:
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
+
+    def _roll_back(self) -> None:
+        with suppress(sqlite3.Error):
+            if self._connection is not None and self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+
 class SQLiteQueue(Queue):
     """One connection to the queue in an SQLite file.  ``deadline`` bounds how long a call waits for a lock."""
 
@@ -136,6 +201,8 @@ class SQLiteQueue(Queue):
         self._socket: socket.socket | None = None
         self._name = f"{os.getpid()}-{self._holder}"
         self._tubes: tuple[str, ...] | None = None
+        self._done: int | None = None
+        self._answer: Reservation | None = None
         self._look_at = 0.0
 
     def another(self) -> Queue:
@@ -157,7 +224,7 @@ class SQLiteQueue(Queue):
             for p in puts
         ]
         try:
-            with self._transaction() as connection:
+            with self._file.transaction as connection:
                 connection.executemany(
                     "INSERT INTO entries (tube, body, priority, ttr, state, due) VALUES (?, ?, ?, ?, ?, ?)", rows
                 )
@@ -168,26 +235,35 @@ class SQLiteQueue(Queue):
 
     # Reserving
 
-    def ask(self, tubes: Sequence[str], done: Reservation | None = None) -> None:
-        if done is not None:
-            with suppress(ReservationLost):
-                done.delete()
-        self._tubes = tuple(tubes)
-        self._listen()
+    def ask(self, tubes: Sequence[str], done: Reservation | None = None, wait: bool = True) -> None:
+        self._done = done.identity if isinstance(done, SQLiteReservation) else None
         self._look_at = 0.0
+        if wait:
+            self._listen()
+            self._tubes = tuple(tubes)
+        else:
+            self._answer = self._reserve(tuple(tubes))
 
     def take(self) -> Reservation | Pending | None:
         if self._tubes is None:
-            return None
+            answer, self._answer = self._answer, None
+            return answer
         self._drain_notices()
-        found = self._reserve(self._tubes)
+        # Without the lock that writers need: mostly there is nothing.
+        found = self._reserve(self._tubes) if self._anything(self._tubes) else None
         if found is None:
+            self._delete_done()
             return PENDING
         self._tubes = None
         return found
 
     def withdraw(self) -> None:
         self._tubes = None
+        self._delete_done()
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            with suppress(ReservationLost):
+                answer.release()
 
     def fileno(self) -> int:
         return self._listen().fileno()
@@ -196,41 +272,48 @@ class SQLiteQueue(Queue):
         return max(0.0, self._look_at - time.monotonic())
 
     def _reserve(self, tubes: tuple[str, ...]) -> SQLiteReservation | None:
-        with self._errors():
-            connection = self._file.connection()
-            now = self._clock.now()
-            if not self._anything(connection, tubes, now):
-                return None
-        with self._transaction() as connection:
+        now = self._clock.now()
+        with self._file.transaction as connection:
             self._ripen(connection, now)
-            best: tuple[int, int, bytes, float] | None = None
-            for tube in tubes:
-                row = connection.execute(
-                    "SELECT priority, id, body, ttr FROM entries WHERE state = 'ready' AND tube = ? "
-                    "ORDER BY priority, id LIMIT 1",
-                    (tube,),
-                ).fetchone()
-                if row is not None and (best is None or row[:2] < best[:2]):
-                    best = row
-            if best is None:
-                return None
-            _, identity, body, ttr = best
-            connection.execute(
-                "UPDATE entries SET state = 'reserved', due = ?, holder = ? WHERE id = ?",
-                (now + ttr, self._holder, identity),
-            )
-        return SQLiteReservation(body, self, identity)
+            if self._done is not None:
+                connection.execute(f"DELETE FROM entries {_HELD}", (self._done, self._holder, now))
+            best = self._most_urgent(connection, tubes)
+            if best is not None:
+                _, identity, body, ttr = best
+                connection.execute(
+                    "UPDATE entries SET state = 'reserved', due = ?, holder = ? WHERE id = ?",
+                    (now + ttr, self._holder, identity),
+                )
+        self._done = None
+        return None if best is None else SQLiteReservation(body, self, identity)
 
-    def _anything(self, connection: sqlite3.Connection, tubes: tuple[str, ...], now: float) -> bool:
+    @staticmethod
+    def _most_urgent(connection: sqlite3.Connection, tubes: tuple[str, ...]) -> tuple[int, int, bytes, float] | None:
+        """Return priority, id, body and TTR of the entry that is to be reserved next."""
+        found: list[tuple[int, int, bytes, float]] = []
+        for start in range(0, len(tubes), _TUBES):
+            part = tubes[start : start + _TUBES]
+            found += connection.execute(" UNION ALL ".join([_FIRST] * len(part)), part)
+        return min(found, default=None)
+
+    def _delete_done(self) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            with suppress(ReservationLost):
+                self.change(done, "DELETE FROM entries")
+
+    def _anything(self, tubes: tuple[str, ...]) -> bool:
         """Look without taking the write lock, and set when to look again."""
+        now = self._clock.now()
         self._look_at = time.monotonic() + _FALLBACK
-        row = connection.execute("SELECT min(due) FROM entries WHERE due IS NOT NULL").fetchone()
-        if row[0] is not None:
-            if row[0] <= now:
-                return True
-            self._look_at = min(self._look_at, time.monotonic() + row[0] - now)
-        query = "SELECT 1 FROM entries WHERE state = 'ready' AND tube = ? LIMIT 1"
-        return any(connection.execute(query, (tube,)).fetchone() for tube in tubes)
+        with self._file:
+            connection = self._file.connection()
+            row = connection.execute("SELECT min(due) FROM entries WHERE due IS NOT NULL").fetchone()
+            if row[0] is not None:
+                if row[0] <= now:
+                    return True
+                self._look_at = min(self._look_at, time.monotonic() + row[0] - now)
+            return self._most_urgent(connection, tubes) is not None
 
     @staticmethod
     def _ripen(connection: sqlite3.Connection, now: float) -> None:
@@ -242,9 +325,9 @@ class SQLiteQueue(Queue):
 
     def change(self, identity: int, statement: str, *values: object) -> None:
         """Run a statement on an entry that this connection holds; ``ReservationLost`` if it does not."""
-        with self._transaction() as connection:
+        with self._file.transaction as connection:
             done = connection.execute(
-                f"{statement} WHERE id = ? AND holder = ? AND state = 'reserved' AND due > ?",
+                f"{statement} {_HELD}",
                 (*values, identity, self._holder, self._clock.now()),
             )
         if done.rowcount == 0:
@@ -263,7 +346,7 @@ class SQLiteQueue(Queue):
         self._notify()
 
     def kick(self, tube: str, count: int) -> int:
-        with self._transaction() as connection:
+        with self._file.transaction as connection:
             for state in ("buried", "delayed"):
                 done = connection.execute(
                     "UPDATE entries SET state = 'ready', due = NULL WHERE id IN (SELECT id FROM entries "
@@ -276,20 +359,20 @@ class SQLiteQueue(Queue):
         return done
 
     def stats(self, tube: str) -> TubeStats:
-        with self._transaction() as connection:
+        with self._file.transaction as connection:
             self._ripen(connection, self._clock.now())
-            rows = connection.execute(
-                "SELECT state, count(*) FROM entries WHERE tube = ? GROUP BY state", (tube,)
-            ).fetchall()
+            rows = connection.execute(_COUNTS, {"tube": tube}).fetchall()
         return TubeStats(**dict(rows))
 
     def identity(self) -> str:
-        with self._errors():
+        with self._file:
             return str(self._file.connection().execute("SELECT text FROM identity").fetchone()[0])
 
     def close(self) -> None:
         self._tubes = None
-        with suppress(QueueUnavailable), self._transaction() as connection:
+        with suppress(QueueUnavailable):
+            self._delete_done()
+        with suppress(QueueUnavailable), self._file.transaction as connection:
             freed = connection.execute(
                 "UPDATE entries SET state = 'ready', due = NULL, holder = NULL WHERE due IS NOT NULL AND holder = ?",
                 (self._holder,),
@@ -306,7 +389,7 @@ class SQLiteQueue(Queue):
     def _listen(self) -> socket.socket:
         if self._socket is None:
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-            with self._errors():
+            with self._file:
                 directory = self._file.notice_directory()
                 try:
                     # Through the descriptor, since the path of a socket is limited to 107 bytes.
@@ -352,30 +435,6 @@ class SQLiteQueue(Queue):
         except OSError:
             return  # its buffer is full: it has enough to wake up from
 
-    # Errors and transactions
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-                self._file.close()
-            raise QueueUnavailable(f"{self._file.path.name}: {error}") from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._errors():
-            connection = self._file.connection()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-
 
 @dataclass(slots=True)
 class SQLiteReservation(Reservation):
@@ -383,16 +442,16 @@ class SQLiteReservation(Reservation):
 
     body: bytes
     _queue: SQLiteQueue
-    _identity: int
+    identity: int
 
     def touch(self) -> None:
-        self._queue.extend(self._identity)
+        self._queue.extend(self.identity)
 
     def release(self, delay: float = 0.0, priority: int = 1000) -> None:
-        self._queue.give_back(self._identity, delay, priority)
+        self._queue.give_back(self.identity, delay, priority)
 
     def bury(self) -> None:
-        self._queue.change(self._identity, "UPDATE entries SET state = 'buried', due = NULL, holder = NULL")
+        self._queue.change(self.identity, "UPDATE entries SET state = 'buried', due = NULL, holder = NULL")
 
     def delete(self) -> None:
-        self._queue.change(self._identity, "DELETE FROM entries")
+        self._queue.change(self.identity, "DELETE FROM entries")
