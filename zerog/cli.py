@@ -8,7 +8,9 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import click
@@ -28,16 +30,20 @@ class _Formatter(logging.Formatter):
     """One line a record, control characters escaped; a traceback follows on lines of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
-        trace = record.exc_info
-        record.exc_info, record.exc_text = None, None
-        line = printable(super().format(record), 4000)
-        return line + ("\n" + self.formatException(trace) if trace else "")
+        stamp = f"{_to_local(int(record.created))},{int(record.msecs):03d}"
+        line = printable(f"{stamp} {record.levelname} {record.name} {record.getMessage()}", 4000)
+        return line + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+
+
+@lru_cache(maxsize=16)  # a busy agent writes thousands of lines a second
+def _to_local(second: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
 
 
 def set_up_logging(verbose: bool = False) -> None:
     """Log to stderr."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(_Formatter())
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
     # What the format does not show need not be found out; the logging documentation names these switches.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

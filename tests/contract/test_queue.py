@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -121,6 +122,70 @@ def test_the_next_ask_can_take_a_deletion_along(connect: Callable[[], Queue]) ->
     second = wait_until(lambda: taken(queue), 2)
     assert second.body == b"two"
     assert connect().stats(TUBE) == TubeStats(reserved=1)
+
+
+def answered(queue: Queue) -> Reservation | None:
+    """The answer to a question that does not wait."""
+    answer = wait_until(lambda: [found] if (found := queue.take()) is not PENDING else None, 2)[0]
+    return answer if isinstance(answer, Reservation) else None
+
+
+def test_an_ask_that_does_not_wait_is_answered_from_what_is_ready(connect: Callable[[], Queue]) -> None:
+    queue = connect()
+    queue.ask([TUBE], wait=False)
+    assert answered(queue) is None
+    queue.put_all([Put(OTHER, b"other"), Put(TUBE, b"late", 2000), Put(TUBE, b"first")])
+    queue.ask([TUBE], wait=False)
+    found = answered(queue)
+    assert found is not None and found.body == b"first"
+    assert queue.take() is None
+
+
+def test_what_is_held_can_be_changed_before_the_answer_is_taken(connect: Callable[[], Queue]) -> None:
+    queue = connect()
+    queue.put_all([Put(TUBE, b"%d" % number) for number in range(3)])
+    held = [reserved(queue), reserved(queue)]
+    queue.ask([TUBE], wait=False)
+    held[0].touch()
+    held[0].release(0.0, 1)
+    held[1].delete()
+    found = answered(queue)
+    assert found is not None and found.body == b"2"
+    assert reserved(queue).body == b"0"
+    assert queue.stats(TUBE) == TubeStats(reserved=2)
+
+
+def test_an_answer_that_is_withdrawn_is_ready_for_others(connect: Callable[[], Queue]) -> None:
+    queue, other = connect(), connect()
+    queue.put(Put(TUBE, b"x"))
+    queue.ask([TUBE], wait=False)
+    queue.withdraw()
+    assert reserved(other).body == b"x"
+
+
+def test_a_question_that_takes_a_deletion_along_deletes_also_when_nothing_is_ready(
+    connect: Callable[[], Queue],
+) -> None:
+    queue = connect()
+    queue.put(Put(TUBE, b"x"))
+    done = reserved(queue)
+    queue.ask([TUBE], done, wait=False)
+    assert answered(queue) is None
+    assert queue.stats(TUBE) == TubeStats()
+
+
+def test_connections_that_ask_together_get_different_entries(connect: Callable[[], Queue]) -> None:
+    first = connect()
+    second = first.another()
+    first.put_all([Put(TUBE, b"%d" % number) for number in range(4)])
+    done = [reserved(first), reserved(second)]
+    with first.together():
+        first.ask([TUBE], done[0], wait=False)
+        second.ask([TUBE], done[1], wait=False)
+    bodies = {one.body for one in (answered(first), answered(second)) if one is not None}
+    assert bodies == {b"2", b"3"}
+    assert first.stats(TUBE) == TubeStats(reserved=2)
+    second.close()
 
 
 def test_deleting_twice_says_that_the_reservation_is_lost(connect: Callable[[], Queue]) -> None:
@@ -317,6 +382,27 @@ def test_a_damaged_file_is_put_aside_and_the_identity_changes(tmp_path: Path) ->
     assert fresh.stats(TUBE) == TubeStats()
     assert path.with_name("queue.db.damaged").exists()
     fresh.close()
+
+
+def test_a_block_of_questions_that_fails_answers_none_of_them(tmp_path: Path) -> None:
+    queue = SQLiteQueue(tmp_path / "queue.db", tmp_path / "run", deadline=0.2)
+    second = queue.another()
+    queue.put_all([Put(TUBE, b"a"), Put(TUBE, b"b")])
+    with sqlite3.connect(tmp_path / "queue.db", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(QueueUnavailable), queue.together():
+            queue.ask([TUBE], wait=False)
+        other.execute("ROLLBACK")
+    assert queue.take() is None
+    with pytest.raises(KeyError), queue.together():
+        queue.ask([TUBE], wait=False)
+        second.ask([TUBE], wait=False)
+        raise KeyError
+    for one in (queue, second):
+        one.withdraw()
+    assert queue.stats(TUBE) == TubeStats(ready=2)
+    queue.close()
+    second.close()
 
 
 def test_a_file_that_was_removed_is_made_anew(tmp_path: Path) -> None:

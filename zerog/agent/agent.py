@@ -34,7 +34,7 @@ _LOOK_EVERY = 1.0
 #: Seconds after which the loop looks around although nothing happened; shorter while something is away.
 _IDLE, _AWAY = 5.0, 0.25
 #: Share of ``max_jobs`` after which the successor of a child is started.
-_SPARE_AT = 0.9
+_SPARE_AT = 0.8
 #: Seconds for which the end of one short job waits for that of another (the selector knows no less).
 _SIBLING = 0.001
 _CHILD_BACKOFF = 30.0
@@ -163,9 +163,7 @@ class Agent:
         if not slots and not looking:
             return
         followups: list[Callable[[], None]] = []
-        if not self._signals and not self._manager.queue_away:
-            for slot in slots:
-                self._guard(slot.ask_ahead)
+        self._ask_ahead([slot for slot in slots if slot.wants_to_ask_ahead()])
         try:
             if slots:
                 with self._manager.store.together():
@@ -179,6 +177,19 @@ class Agent:
             self._guard_pipe(followup)
         if looking:
             self._look(now)
+
+    def _ask_ahead(self, slots: list[Slot]) -> None:
+        """Ask for the next jobs of slots whose last ones have just ended."""
+        if not slots or self._signals or self._manager.queue_away:
+            return
+        try:
+            with slots[0].queue.together():
+                for slot in slots:
+                    slot.ask_ahead()
+        except QueueUnavailable as error:
+            self._queue_lost(error)
+            for slot in slots:
+                slot.queue_lost()
 
     def _ahead(self, slots: list[Slot]) -> list[Slot]:
         """Return the slots that may claim their next job in the commit that ends their last one."""
@@ -293,10 +304,9 @@ class Agent:
                     slot.child = None
                 if not self._signals:
                     self._give_child(slot, now)
-            elif slot.phase is Phase.RUNNING and slot.attempt is not None and not self._signals:
-                if slot.attempt.job.fresh_process or child.jobs + 1 >= self._terms.max_jobs * _SPARE_AT:
-                    self._prepare_spare(now)
             self._throttle(slot)
+        if not self._signals:
+            self._prepare_spares(now)
 
     def _give_child(self, slot: Slot, now: float) -> None:
         if self._spares:
@@ -306,11 +316,19 @@ class Agent:
         if child is not None:
             slot.adopt(child)
 
-    def _prepare_spare(self, now: float) -> None:
-        if not self._spares:
+    def _prepare_spares(self, now: float) -> None:
+        """Start the successors of children that will not be used much longer, one for each."""
+        wanted = sum(slot.child is not None and self._retires_soon(slot, slot.child) for slot in self._slots)
+        while len(self._spares) < wanted:
             child = self._start_child(now)
-            if child is not None:
-                self._spares.append(child)
+            if child is None:
+                return
+            self._spares.append(child)
+
+    def _retires_soon(self, slot: Slot, child: Child) -> bool:
+        if slot.retire_child or child.jobs + 1 >= self._terms.max_jobs * _SPARE_AT:
+            return True
+        return slot.attempt is not None and slot.attempt.job.fresh_process
 
     def _start_child(self, now: float) -> Child | None:
         if now < self._start_after:

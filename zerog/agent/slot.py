@@ -110,11 +110,14 @@ class Slot:
         self.queue.ask(self.terms.tubes, self._take_done())
         self.phase = Phase.WAITING
 
+    def wants_to_ask_ahead(self) -> bool:
+        """Return whether the end of the last job is about to be written and the slot could take another then."""
+        return self.phase is Phase.ENDING and self._has_child and not self._asked_ahead and self._next is None
+
     def ask_ahead(self) -> None:
         """Ask for what is ready now, before the end of the last job is written: its claim can share that commit."""
-        if self.phase is Phase.ENDING and self._has_child and not self._asked_ahead and self._next is None:
-            self.queue.ask(self.terms.tubes, self._take_done(), wait=False)
-            self._asked_ahead = True
+        self._asked_ahead = True
+        self.queue.ask(self.terms.tubes, self._take_done(), wait=False)
 
     def _take_ahead(self) -> None:
         """Take the answer to ``ask_ahead`` if it is there."""

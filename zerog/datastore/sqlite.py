@@ -12,6 +12,7 @@ import sqlite3
 import struct
 import threading
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,14 +24,23 @@ from zerog.exceptions import AlreadyExists, Conflict, DatastoreError, NotFound, 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS documents (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, cas INTEGER NOT NULL,
   body BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS entries (log TEXT NOT NULL, number INTEGER NOT NULL, body BLOB,
-  PRIMARY KEY (log, number)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS chunks (id INTEGER PRIMARY KEY, blob TEXT NOT NULL, position INTEGER NOT NULL,
   data BLOB NOT NULL, UNIQUE (blob, position));
 """
 
+#: Logs are spread over so many tables: where a log is the last in its table an append touches one page, elsewhere it
+#: moves its neighbours' entries about.
+_TABLES = 16
+_LOGS = "".join(
+    f"CREATE TABLE IF NOT EXISTS entries{table} (log TEXT NOT NULL, number INTEGER NOT NULL, body BLOB, "
+    "PRIMARY KEY (log, number)) WITHOUT ROWID;"
+    for table in range(_TABLES)
+)
+
 _INSERT = "INSERT INTO documents (key, cas, body) VALUES (?, ?, ?)"
-_LAST = "SELECT coalesce(max(number), 0) FROM entries WHERE log = ?"
+_LAST = "SELECT coalesce(max(number), 0) FROM {} WHERE log = ?"
+#: Statements that a connection keeps prepared: those of all tables.
+_STATEMENTS = 256
 
 #: Frames of the write-ahead log after which a checkpoint is due, the commits of this process after which that is looked
 #: at, and the seconds after which it is looked at anyway: others write too.
@@ -45,6 +55,10 @@ _FRAMES_AT, _BACKFILLED_AT = 16, 96
 #: Bytes that the log keeps on the disk when it begins anew.
 _LOG_BYTES = 64 * 1024 * 1024
 _VARIABLES = 500
+
+
+def _table(log: str) -> str:
+    return f"entries{zlib.adler32(log.encode()) % _TABLES}"
 
 
 class _Errors:
@@ -192,25 +206,29 @@ class SQLiteDatastore(Datastore):
         name = self._prefix + log
         with self._errors:
             row = self._connection.execute(
-                "INSERT INTO entries (log, number, body) SELECT ?, coalesce(max(number), 0) + 1, ? FROM entries "
-                "WHERE log = ? RETURNING number",
+                f"INSERT INTO {_table(log)} (log, number, body) SELECT ?, coalesce(max(number), 0) + 1, ? "
+                f"FROM {_table(log)} WHERE log = ? RETURNING number",
                 (name, body, name),
             ).fetchone()
         return int(row[0])
 
     def append_all(self, entries: Sequence[tuple[str, bytes]]) -> list[int | DatastoreError]:
         last: dict[str, int] = {}
-        rows = []
+        rows: dict[str, list[tuple[str, int, bytes]]] = {}
+        numbers: list[int | DatastoreError] = []
         with self.together(), self._errors:
             connection = self._connection
             for log, body in entries:
                 name = self._prefix + log
                 if name not in last:
-                    last[name] = connection.execute(_LAST, (name,)).fetchone()[0]
+                    last[name] = connection.execute(_LAST.format(_table(log)), (name,)).fetchone()[0]
+                    rows[log] = []
                 last[name] += 1
-                rows.append((name, last[name], body))
-            connection.executemany("INSERT INTO entries (log, number, body) VALUES (?, ?, ?)", rows)
-        return [number for _, number, _ in rows]
+                rows[log].append((name, last[name], body))
+                numbers.append(last[name])
+            for log, values in rows.items():
+                connection.executemany(f"INSERT INTO {_table(log)} (log, number, body) VALUES (?, ?, ?)", values)
+        return numbers
 
     def read(self, log: str, after: int | None = None, before: int | None = None, limit: int = 100) -> list[Entry]:
         name = self._prefix + log
@@ -220,7 +238,7 @@ class SQLiteDatastore(Datastore):
             query, mark = "number < ? ORDER BY number DESC", before if before is not None else 2**62
         with self._errors:
             rows = self._connection.execute(
-                f"SELECT number, body FROM entries WHERE log = ? AND body IS NOT NULL AND {query} LIMIT ?",
+                f"SELECT number, body FROM {_table(log)} WHERE log = ? AND body IS NOT NULL AND {query} LIMIT ?",
                 (name, mark, limit),
             ).fetchall()
         return [Entry(number, body) for number, body in rows]
@@ -229,17 +247,19 @@ class SQLiteDatastore(Datastore):
         # The row stays: a log's last number must never be given out again.
         with self._errors:
             self._connection.execute(
-                "UPDATE entries SET body = ? WHERE log = ? AND number = ? AND body IS NOT NULL",
+                f"UPDATE {_table(log)} SET body = ? WHERE log = ? AND number = ? AND body IS NOT NULL",
                 (body, self._prefix + log, number),
             )
 
     def trim(self, log: str, upto: int) -> None:
         name = self._prefix + log
         with self.together(), self._errors:
-            self._connection.execute("UPDATE entries SET body = NULL WHERE log = ? AND number <= ?", (name, upto))
             self._connection.execute(
-                "DELETE FROM entries WHERE log = ? AND number <= ? AND number < "
-                "(SELECT max(number) FROM entries WHERE log = ?)",
+                f"UPDATE {_table(log)} SET body = NULL WHERE log = ? AND number <= ?", (name, upto)
+            )
+            self._connection.execute(
+                f"DELETE FROM {_table(log)} WHERE log = ? AND number <= ? AND number < "
+                f"(SELECT max(number) FROM {_table(log)} WHERE log = ?)",
                 (name, upto, name),
             )
 
@@ -321,14 +341,20 @@ class SQLiteDatastore(Datastore):
                 time.sleep(0.01)
 
     def _prepare(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=self._deadline, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(
+            self.path,
+            timeout=self._deadline,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=_STATEMENTS,
+        )
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA wal_autocheckpoint=0")
             connection.execute("PRAGMA cache_size=-8192")
             connection.execute(f"PRAGMA journal_size_limit={_LOG_BYTES}")
-            connection.executescript(_SCHEMA)
+            connection.executescript(_SCHEMA + _LOGS)
         except BaseException:
             connection.close()
             raise

@@ -25,6 +25,7 @@ import select
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from zerog.exceptions import QueueError
@@ -104,6 +105,13 @@ class Queue(ABC):
         connection holds may be touched, released, buried or deleted before it is taken.  A deletion that finds nothing
         is normal.
         """
+
+    def together(self) -> AbstractContextManager[None]:
+        """Return a block in which the questions of connections made by ``another`` share what a commit costs.
+
+        When its end raises ``QueueUnavailable`` none of them was answered.
+        """
+        return nullcontext()
 
     @abstractmethod
     def take(self) -> Reservation | Pending | None:

@@ -12,8 +12,8 @@ import secrets
 import socket
 import sqlite3
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -149,27 +149,36 @@ class _File:
 
 
 class _Transaction:
-    """A transaction on the file as a block, which gets the connection."""
+    """A transaction on the file as a block, which gets the connection; one inside another is part of it."""
 
-    __slots__ = ("_connection", "_file")
+    __slots__ = ("_connection", "_depth", "_file")
 
     def __init__(self, file: _File) -> None:
         self._file = file
         self._connection: sqlite3.Connection | None = None
+        self._depth = 0
 
     def __enter__(self) -> sqlite3.Connection:
-        with self._file:
-            self._connection = self._file.connection()
-            self._connection.execute("BEGIN IMMEDIATE")
+        if self._depth == 0:
+            with self._file:
+                self._connection = self._file.connection()
+                self._connection.execute("BEGIN IMMEDIATE")
+        self._depth += 1
+        assert self._connection is not None
         return self._connection
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._depth -= 1
         if error is not None:
             self._roll_back()
             self._file.__exit__(kind, error, trace)
             return
+        if self._depth == 0:
+            self._commit()
+
+    def _commit(self) -> None:
         assert self._connection is not None
         with self._file:
             try:
@@ -182,6 +191,12 @@ class _Transaction:
         with suppress(sqlite3.Error):
             if self._connection is not None and self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+
+
+@contextmanager
+def _plain(transaction: _Transaction) -> Iterator[None]:
+    with transaction:
+        yield
 
 
 class SQLiteQueue(Queue):
@@ -234,6 +249,9 @@ class SQLiteQueue(Queue):
         return [None] * len(puts)
 
     # Reserving
+
+    def together(self) -> AbstractContextManager[None]:
+        return _plain(self._file.transaction)
 
     def ask(self, tubes: Sequence[str], done: Reservation | None = None, wait: bool = True) -> None:
         self._done = done.identity if isinstance(done, SQLiteReservation) else None
