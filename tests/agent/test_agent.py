@@ -366,6 +366,51 @@ def test_a_second_sigterm_stops_now_and_spends_nothing(tmp_path: Path) -> None:
         assert record["counters"] == {"errors": 0, "crashes": 0, "losses": 0}
 
 
+@pytest.mark.parametrize("queue", ["sqlite", "beanstalkd"])
+def test_a_drain_in_the_middle_of_a_backlog_leaves_nothing_reserved(
+    tmp_path: Path, queue: str, request: pytest.FixtureRequest
+) -> None:
+    """An agent asks ahead for its next jobs: what it asked for and did not begin must be ready for others."""
+    server = request.getfixturevalue("beanstalkd") if queue == "beanstalkd" else None
+    # No sweep and no lapse may repair what the drain forgot.
+    with deployed(tmp_path, "sqlite", queue, beanstalkd=server, slots="2", lease="60", sweep="600") as zerog:
+        uuids = [zerog.submit("sleep", {"seconds": 0.01}) for _ in range(150)]
+        for _ in range(4):
+            before = ended_of(zerog, uuids)
+            wait_until(lambda before=before: ended_of(zerog, uuids) > before, 20)  # type: ignore[misc]
+            agent = zerog.agents.pop()
+            assert agent.terminate(10) == 0
+            stats = zerog.client.get("/types/sleep").json()["queue"]
+            assert stats["reserved"] == 0, stats
+            assert stats["ready"] == len(uuids) - ended_of(zerog, uuids)
+            uuids += [zerog.submit("sleep", {"seconds": 0.01}) for _ in range(50)]
+            zerog.start_agent()
+        for uuid in uuids:
+            record = zerog.wait(uuid)
+            assert (record["state"], record["attempt"]) == ("succeeded", 1)
+
+
+def ended_of(zerog: Deployment, uuids: list[str]) -> int:
+    states = [item["state"] for item in zerog.client.get(f"/jobs?limit={len(uuids)}").json()["items"]]
+    return states.count("succeeded")
+
+
+def test_no_job_waits_behind_a_long_one_that_its_agent_runs(tmp_path: Path) -> None:
+    with deployed(tmp_path, slots="1") as zerog:
+        for _ in range(20):
+            uuids = [zerog.submit("noop") for _ in range(3)]
+        long = zerog.submit("sleep", {"seconds": 60})
+        for uuid in uuids:
+            zerog.wait(uuid)
+        zerog.wait_for(long, state="running")
+        short = zerog.submit("noop")
+        alone = {"ready": 1, "reserved": 0, "delayed": 0, "buried": 0}
+        wait_until(lambda: zerog.client.get("/types/noop").json()["queue"] == alone, 5)
+        zerog.start_agent()
+        assert zerog.wait(short, 10)["state"] == "succeeded"
+        assert zerog.client.post(f"/jobs/{long}/cancel").status_code == 202
+
+
 def test_a_drain_lets_running_jobs_end(tmp_path: Path) -> None:
     with deployed(tmp_path) as zerog:
         uuid = zerog.submit("sleep", {"seconds": 1.5})
