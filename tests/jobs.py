@@ -151,10 +151,11 @@ class Speak(zerog.Job):
     count: int = 1
     size: int = 10
     channel: str = "event"
+    text: str | None = None
 
     def run(self, context: zerog.Context) -> None:
         for number in range(self.count):
-            text = f"{number}:".ljust(self.size, "x")
+            text = self.text if self.text is not None else f"{number}:".ljust(self.size, "x")
             match self.channel:
                 case "stdout":
                     print(text)

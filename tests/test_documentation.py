@@ -51,6 +51,16 @@ def test_the_reference_of_errors_is_what_the_code_has() -> None:
     assert (ROOT / "docs" / "errors.rst").read_text() == text, "run: python docs/errors.py"
 
 
+def test_the_reference_is_what_the_tables_have() -> None:
+    text = runpy.run_path(str(ROOT / "docs" / "reference.py"))["text"]()
+    assert (ROOT / "docs" / "reference.rst").read_text() == text, "run: python docs/reference.py"
+    docutils.core.publish_doctree(text, settings_overrides={"report_level": 2, "halt_level": 2})
+    for setting in config.SETTINGS:
+        assert f"``{setting.name}``" in text
+    for command in main.commands:
+        assert f"``zerog {command}" in text
+
+
 def test_the_readme_names_every_route_and_command() -> None:
     for endpoint in ENDPOINTS:
         if endpoint.url not in ("/style.css",):

@@ -20,7 +20,7 @@ from zerog import config
 from zerog.client import Client
 from zerog.codec import printable
 from zerog.config import SETTINGS, Settings
-from zerog.console import as_values, follow_to_end, print_rows, safe
+from zerog.console import EXIT, as_values, follow_to_end, print_rows, safe
 from zerog.exceptions import ConfigurationError, ServerUnreachable, ZerogError
 
 _EXIT_REFUSED = 4
@@ -234,9 +234,12 @@ def job_info(uuid: str, as_json: bool, server: str | None, token: str | None) ->
 def job_data(uuid: str, output: str | None, as_json: bool, server: str | None, token: str | None) -> None:
     """Fetch the data of a job that has succeeded."""
     client = _client(server, token)
-    state = client.progress(uuid)["state"]
-    if state in ("queued", "running", "waiting"):
-        raise click.ClickException(f"the job is {state}: there are no data yet")
+    view = client.progress(uuid)
+    if view["state"] != "succeeded":
+        click.echo(
+            f"zerog: the job is {view['state']}: there are no data {safe(view['message'] or '')}".rstrip(), err=True
+        )
+        sys.exit(EXIT.get(view["state"], 1))
     if output is None:
         client.download(uuid, sys.stdout.buffer)
         sys.stdout.buffer.flush()

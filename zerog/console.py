@@ -12,7 +12,8 @@ import click
 from zerog.client import Client
 from zerog.exceptions import ServerUnreachable
 
-_EXIT = {"succeeded": 0, "failed": 1, "cancelled": 3}
+#: Exit statuses by the state in which a job ended.
+EXIT = {"succeeded": 0, "failed": 1, "cancelled": 3}
 
 
 def safe(text: str) -> str:
@@ -54,7 +55,7 @@ def follow_to_end(client: Client, view: dict[str, Any], as_json: bool) -> int:
     try:
         last = _follow(client, view, as_json)
         if as_json:
-            return _EXIT[last["state"]]
+            return EXIT[last["state"]]
         if last["state"] == "succeeded":
             client.download(last["uuid"], sys.stdout.buffer)
             sys.stdout.buffer.flush()
@@ -62,7 +63,7 @@ def follow_to_end(client: Client, view: dict[str, Any], as_json: bool) -> int:
                 click.echo()
         else:
             click.echo(f"{last['state']} ({last['resultCode']}): {safe(last['message'] or '')}", err=True)
-        return _EXIT[last["state"]]
+        return EXIT[last["state"]]
     except KeyboardInterrupt:
         click.echo(f"\nthe job goes on: {view['uuid']}", err=True)
         return 130

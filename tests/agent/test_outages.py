@@ -40,9 +40,9 @@ def test_a_stopped_beanstalkd_blocks_nothing(tmp_path: Path, beanstalkd: Beansta
                     assert zerog.client.get(path).status_code == 200
                     times.append(time.monotonic() - start)
         assert max(seconds for _, seconds in (one.result() for one in posts)) < 2.5
-        # The bounds are 100 and 50 ms; the median is far below, so one hiccup of the machine is no failure.
-        assert sorted(reads)[len(reads) * 9 // 10] < 0.1
-        assert sorted(probes)[len(probes) * 9 // 10] < 0.05
+        # One in fifty may be the machine's doing, which has other work than this test.
+        assert sorted(reads)[len(reads) * 49 // 50 - 1] < 0.1
+        assert sorted(probes)[len(probes) * 49 // 50 - 1] < 0.05
         assert zerog.client.get("/readyz").json()["status"] == "degraded"
         assert zerog.client.get("/types/noop").json()["queue"] is None
         beanstalkd.signal(signal.SIGCONT)

@@ -101,9 +101,13 @@ def test_kills_and_restarts_between_the_steps_lose_nothing(deployment: Deploymen
 
 
 @pytest.mark.requirement("Z7", "Z9")
-def test_a_queue_that_forgot_everything_is_filled_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", ["sqlite", "couchbase"])
+def test_a_queue_that_forgot_everything_is_filled_again(
+    tmp_path: Path, store: str, request: pytest.FixtureRequest
+) -> None:
+    couchbase = request.getfixturevalue("couchbase") if store == "couchbase" else None
     server = Beanstalkd(tmp_path / "b").start()
-    made = Deployment(tmp_path / "zerog", "sqlite", "beanstalkd", beanstalkd=server)
+    made = Deployment(tmp_path / "zerog", store, "beanstalkd", beanstalkd=server, couchbase=couchbase)
     try:
         made.start_server()
         uuids = [made.submit("noop") for _ in range(20)]

@@ -1,0 +1,66 @@
+"""Writes docs/reference.rst from the tables of settings, routes and commands: ``python docs/reference.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from zerog.cli import main
+from zerog.config import SETTINGS
+from zerog.server.routes import ENDPOINTS
+
+
+def text() -> str:
+    """Return the reference of settings, endpoints and commands."""
+    return "\n".join([*_title("Reference", "="), "", *_settings(), *_endpoints(), *_commands(main, "zerog")])
+
+
+def _title(words: str, line: str) -> tuple[str, str]:
+    return words, line * len(words)
+
+
+def _settings() -> Iterator[str]:
+    yield from _title("Settings", "-")
+    yield ""
+    yield "In a TOML file at the top, in the environment as ``ZEROG_NAME``, as a flag ``--name``; the later wins."
+    yield ""
+    for setting in SETTINGS:
+        default = "none" if setting.default is None else f"``{setting.default}``"
+        yield f"``{setting.name}`` ({setting.group}; default {default})"
+        yield f"    {setting.help}"
+        yield ""
+
+
+def _endpoints() -> Iterator[str]:
+    yield from _title("Endpoints", "-")
+    yield ""
+    for endpoint in ENDPOINTS:
+        for method in endpoint.methods():
+            yield f"``{method} {endpoint.url}``"
+            yield f"    {(getattr(endpoint, method.lower()).__doc__ or '').splitlines()[0]}"
+            yield ""
+            for parameter in endpoint.parameters.get(method, ()):
+                yield f"    * query ``{parameter.name}``: {parameter.description}"
+            for status, (meaning, _) in endpoint.responses.get(method, {}).items():
+                yield f"    * {status}: {meaning}"
+            yield ""
+
+
+def _commands(group: click.Group, name: str) -> Iterator[str]:
+    if group is main:
+        yield from _title("Commands", "-")
+        yield ""
+    for key, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{name} {key}")
+            continue
+        arguments = [one.human_readable_name for one in command.params if isinstance(one, click.Argument)]
+        yield f"``{' '.join([name, key, *arguments])}``"
+        yield f"    {(command.help or '').splitlines()[0]}"
+        yield ""
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("reference.rst").write_text(text())
