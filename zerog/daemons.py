@@ -59,6 +59,7 @@ def run_worker(settings: Settings) -> None:
     agent, parts = bootstrap.make_agent(settings)
     agent.parent = parent
     say_where(settings, parts)
+    gc.freeze()
     agent.run()
     parts.store.close()
 

@@ -405,10 +405,11 @@ def test_no_job_waits_behind_a_long_one_that_its_agent_runs(tmp_path: Path) -> N
         for _ in range(20):
             uuids = [zerog.submit("noop") for _ in range(3)]
         long = zerog.submit("sleep", {"seconds": 60})
+        # After the short ones the agent asks ahead, gets this one, and must let it go again.
+        short = zerog.submit("noop")
         for uuid in uuids:
             zerog.wait(uuid)
         zerog.wait_for(long, state="running")
-        short = zerog.submit("noop")
         alone = {"ready": 1, "reserved": 0, "delayed": 0, "buried": 0}
         wait_until(lambda: zerog.client.get("/types/noop").json()["queue"] == alone, 5)
         zerog.start_agent()

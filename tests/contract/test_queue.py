@@ -215,6 +215,17 @@ def test_a_released_entry_has_the_priority_that_it_is_given(connect: Callable[[]
     assert [reserved(queue).body, reserved(queue).body] == [b"b", b"a"]
 
 
+def test_a_released_entry_keeps_its_priority_unless_it_is_given_another(connect: Callable[[], Queue]) -> None:
+    queue = connect()
+    queue.put_all([Put(TUBE, b"urgent", 1), Put(TUBE, b"other", 500)])
+    reserved(queue).release()
+    assert reserved(queue).body == b"urgent"
+    gone = reserved(queue)
+    gone.delete()
+    with pytest.raises(ReservationLost):
+        gone.release()
+
+
 def test_a_delayed_put_wakes_whoever_waits_when_it_is_due(connect: Callable[[], Queue]) -> None:
     queue = connect()
     queue.put(Put(TUBE, b"later", delay=1.0))

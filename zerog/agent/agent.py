@@ -148,7 +148,7 @@ class Agent:
 
     def _at_once(self, slot: Slot, now: float) -> bool:
         """Return whether a slot has something to do that no event will announce."""
-        if slot.wants_store(now) or (slot.child is not None and slot.retire_child and slot.phase is Phase.IDLE):
+        if slot.wants_store(now) or (slot.child is not None and slot.gives_up_child):
             return True
         return slot.wants_to_ask() and not self._signals and not self._manager.queue_away
 
@@ -163,7 +163,7 @@ class Agent:
         if not slots and not looking:
             return
         followups: list[Callable[[], None]] = []
-        self._ask_ahead([slot for slot in slots if slot.wants_to_ask_ahead()])
+        self._ask_ahead(slots, now)
         try:
             if slots:
                 with self._manager.store.together():
@@ -175,20 +175,26 @@ class Agent:
             return
         for followup in followups:
             self._guard_pipe(followup)
+        self._ask_ahead(slots, self._clock.monotonic())
+        for slot in slots:
+            slot.say_ended()
         if looking:
             self._look(now)
 
-    def _ask_ahead(self, slots: list[Slot]) -> None:
-        """Ask for the next jobs of slots whose last ones have just ended."""
-        if not slots or self._signals or self._manager.queue_away:
+    def _ask_ahead(self, slots: list[Slot], now: float) -> None:
+        """Ask for the next jobs of slots whose last ones have ended, or are about to."""
+        if self._signals or self._manager.queue_away:
+            return
+        asking = [slot for slot in slots if slot.wants_to_ask_ahead(now)]
+        if not asking:
             return
         try:
-            with slots[0].queue.together():
-                for slot in slots:
+            with asking[0].queue.together():
+                for slot in asking:
                     slot.ask_ahead()
         except QueueUnavailable as error:
             self._queue_lost(error)
-            for slot in slots:
+            for slot in asking:
                 slot.queue_lost()
 
     def _ahead(self, slots: list[Slot]) -> list[Slot]:
@@ -298,7 +304,7 @@ class Agent:
     def _tend_children(self, now: float) -> None:
         for slot in self._slots:
             child = slot.child
-            if child is None or (slot.retire_child and slot.phase is Phase.IDLE):
+            if child is None or slot.gives_up_child:
                 if child is not None:
                     self._close_child(child)
                     slot.child = None

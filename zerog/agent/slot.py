@@ -7,7 +7,8 @@ What it does, in order::
       └──────────────────────────────────────┴───────────── queue entry second (R5) ───────────────┘
 
 While a job's end is written the slot asks for what is ready next, so that the claim of that one shares the commit; the
-entry of the ended job is deleted together with the next question, or soon after by itself.
+entry of the ended job is deleted together with the next question, or soon after by itself.  After a short job it asks
+while the next one runs, and gives back what it got when that one takes longer.
 
 Nothing here waits.  Whatever needs the store happens in ``step``, which the agent calls for all slots inside one
 commit; what must not happen before that commit is returned and called after it.
@@ -33,7 +34,7 @@ from zerog.leases import LeaseWatch
 from zerog.manager import Claimed, Drop, GiveBack, Held, Manager, Missing
 from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Result, Succeeded
 from zerog.queue.base import PENDING, Queue, Reservation
-from zerog.record import State
+from zerog.record import JobRecord, State
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ _MISSING_LOOKS = 3
 #: Seconds after which the entry of an ended job is deleted even if there was no question that took it along.
 _DELETE_WITHIN = 0.05
 
-#: Seconds that a job may take to count as short.
-_SHORT = 0.001
+#: Seconds that a job may take to count as short, and seconds for which the entry of another is kept behind it.
+_SHORT, _KEEP = 0.001, 0.005
 
 #: Reads of captured output in one go, so that one flooding job leaves the others their turn.
 _STREAM_READS = 16
@@ -86,13 +87,16 @@ class Slot:
         self._clock = clock
         self._watch = watch
         self._reservation: Reservation | None = None
+        #: ``ask_ahead``: the answer is outstanding; it was asked during this job; what came of it.
         self._asked_ahead = False
+        self._asked_early = False
         self._next: Reservation | None = None
         self._done: Reservation | None = None
         self._delete_at = float("inf")
         self._claim = ""
         self._missing: dict[str, int] = {}
         self._last_run = float("inf")
+        self._ended_record: JobRecord | None = None
 
     # Waiting for work
 
@@ -110,13 +114,15 @@ class Slot:
         self.queue.ask(self.terms.tubes, self._take_done())
         self.phase = Phase.WAITING
 
-    def wants_to_ask_ahead(self) -> bool:
-        """Return whether the end of the last job is about to be written and the slot could take another then."""
-        return self.phase is Phase.ENDING and self._has_child and not self._asked_ahead and self._next is None
+    def wants_to_ask_ahead(self, now: float) -> bool:
+        """Return whether the end of a job is about to be written, or soon will be, and the slot could take another."""
+        if self._asked_early or not self._has_child or self.looks_ahead:
+            return False
+        return self.phase is Phase.ENDING or self.ends_soon(now)
 
     def ask_ahead(self) -> None:
         """Ask for what is ready now, before the end of the last job is written: its claim can share that commit."""
-        self._asked_ahead = True
+        self._asked_ahead = self._asked_early = True
         self.queue.ask(self.terms.tubes, self._take_done(), wait=False)
 
     def _take_ahead(self) -> None:
@@ -130,6 +136,14 @@ class Slot:
         if isinstance(answer, Reservation) and self._is_job(answer):
             self._next = answer
             self._claim = secrets.token_hex(8)
+
+    def _give_ahead_back(self) -> None:
+        """Let others have what was asked for ahead: the job that runs here is not as short as the last one was."""
+        self._quietly(self._take_ahead)
+        waiting, self._next = self._next, None
+        self._asked_early = False
+        if waiting is not None:
+            self._quietly(waiting.release)
 
     def withdraw(self) -> None:
         """Stop asking, and give back what was asked for ahead: the agent drains."""
@@ -201,7 +215,7 @@ class Slot:
         """Return whether ``step`` has something to do."""
         match self.phase:
             case Phase.CLAIMING:
-                return self.child is not None and self.child.ready
+                return self._has_child
             case Phase.ENDING:
                 return True
             case Phase.RUNNING if self.token_lost:
@@ -268,6 +282,8 @@ class Slot:
         except UnknownType:
             job = Job  # the child will say so
         self.attempt = Attempt(held, job, now, self.terms)
+        self.attempt.started = self._clock.monotonic()  # the commit before it took its time
+        self._asked_early = False
         self.phase = Phase.RUNNING
         logger.debug("started job=%s type=%s attempt=%d", record.uuid, record.job_type, record.attempt)
         self.child.pipe.send(
@@ -325,13 +341,22 @@ class Slot:
 
         def after() -> None:
             record = held.record
-            logger.info(
-                "ended job=%s attempt=%d state=%s code=%d",
-                record.uuid, attempt.number, record.state, record.result_code,
-            )  # fmt: skip
+            self._ended_record = record
             self._settled(held)
 
         return after
+
+    def say_ended(self) -> None:
+        """Log the end that was written last: after the next job has been handed over, which need not wait for it."""
+        record, self._ended_record = self._ended_record, None
+        if record is not None:
+            logger.info(
+                "ended job=%s attempt=%d state=%s code=%d",
+                record.uuid,
+                record.attempt,
+                record.state,
+                record.result_code,
+            )
 
     def _settled(self, held: Held) -> None:
         """The record is written; now the queue's entry (R5)."""
@@ -363,7 +388,7 @@ class Slot:
             self.child.signal(signal.SIGKILL)
             self.retire_child = True
         self._end_attempt()
-        self._give_entry_back(self.terms.lease / 3, 1000)
+        self._give_entry_back(self.terms.lease / 3, None)
 
     # Entries
 
@@ -374,9 +399,9 @@ class Slot:
             self._drop_entry()
         else:
             self._missing[uuid] = looks
-            self._give_entry_back(min(1.0, self.terms.lease / 3), 1000)
+            self._give_entry_back(min(1.0, self.terms.lease / 3), None)
 
-    def _give_entry_back(self, delay: float, priority: int) -> None:
+    def _give_entry_back(self, delay: float, priority: int | None) -> None:
         reservation = self._reservation
         if reservation is not None:
             self._quietly(lambda: reservation.release(delay, priority))
@@ -419,6 +444,11 @@ class Slot:
         self._quietly(self._reservation.touch)
 
     # The child
+
+    @property
+    def gives_up_child(self) -> bool:
+        """Whether the child is to be replaced, and can be now."""
+        return self.retire_child and self.phase in (Phase.IDLE, Phase.CLAIMING)
 
     def adopt(self, child: Child) -> None:
         """Take a child that may still be starting."""
@@ -534,7 +564,7 @@ class Slot:
     def give_back(self, now: float, at_once: bool) -> None:
         """End the child without blame and give its job back, spending nothing: the agent stops."""
         if self.phase is Phase.CLAIMING:
-            self._give_entry_back(0.0, 1000)
+            self._give_entry_back(0.0, None)
         if self.phase is not Phase.RUNNING:
             return
         if self.stop is None:
@@ -565,6 +595,8 @@ class Slot:
         attempt = self.attempt
         if self.phase is not Phase.RUNNING or attempt is None:
             return
+        if self.looks_ahead and now >= attempt.started + _KEEP:
+            self._give_ahead_back()
         if self.stop is not None:
             if now >= self.stop.next:
                 self.retire_child = True
@@ -586,6 +618,8 @@ class Slot:
         attempt = self.attempt
         if self.phase is not Phase.RUNNING or attempt is None:
             return times[0]
+        if self.looks_ahead:
+            times.append(attempt.started + _KEEP)
         if not store_away and not self.token_lost:
             times.append(attempt.renew_at)
             if attempt.dirty:

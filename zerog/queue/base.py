@@ -71,8 +71,8 @@ class Reservation(ABC):
         """Begin the TTR anew."""
 
     @abstractmethod
-    def release(self, delay: float = 0.0, priority: int = 1000) -> None:
-        """Give the entry back, ready after ``delay``."""
+    def release(self, delay: float = 0.0, priority: int | None = None) -> None:
+        """Give the entry back, ready after ``delay``, with another priority or with the one that it has."""
 
     @abstractmethod
     def bury(self) -> None:

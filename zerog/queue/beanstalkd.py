@@ -305,17 +305,31 @@ class BeanstalkdQueue(Queue):
 
     def command(self, client: object, text: bytes, expected: bytes) -> None:
         """Send a command on an entry that ``client`` reserved; ``ReservationLost`` if it is not held any more."""
-        if client is not self._client:
-            raise ReservationLost("the connection that held the entry is gone")
         with self._errors:
-            connected = self._connected()
-            if self._asked_until is not None and not self._waiting:
-                self._answer = self._read_reply(connected)
+            connected = self._holding(client)
             try:
                 connected.write(text)
                 connected.reply(expected)
             except greenstalk.NotFoundError:
                 raise ReservationLost("the entry is no longer reserved by this connection") from None
+
+    def priority_of(self, client: object, identity: int) -> int:
+        """Return the priority of an entry that ``client`` reserved."""
+        with self._errors:
+            connected = self._holding(client)
+            try:
+                return int(connected.stats_job(identity)["pri"])
+            except greenstalk.NotFoundError:
+                raise ReservationLost("the entry is no longer there") from None
+
+    def _holding(self, client: object) -> _Client:
+        """Return the client if it still is the one that holds the entry, with nothing unread before its next reply."""
+        if client is not self._client:
+            raise ReservationLost("the connection that held the entry is gone")
+        connected = self._connected()
+        if self._asked_until is not None and not self._waiting:
+            self._answer = self._read_reply(connected)
+        return connected
 
     def kick(self, tube: str, count: int) -> int:
         with self._errors:
@@ -427,7 +441,9 @@ class BeanstalkdReservation(Reservation):
     def touch(self) -> None:
         self.queue.command(self.client, b"touch %d\r\n" % self.identity, b"TOUCHED")
 
-    def release(self, delay: float = 0.0, priority: int = 1000) -> None:
+    def release(self, delay: float = 0.0, priority: int | None = None) -> None:
+        if priority is None:
+            priority = self.queue.priority_of(self.client, self.identity)
         text = b"release %d %d %d\r\n" % (self.identity, _priority(priority), _delay(delay))
         self.queue.command(self.client, text, b"RELEASED")
 

@@ -355,11 +355,15 @@ class SQLiteQueue(Queue):
         """Begin the TTR of a held entry anew."""
         self.change(identity, "UPDATE entries SET due = ttr + ?", self._clock.now())
 
-    def give_back(self, identity: int, delay: float, priority: int) -> None:
+    def give_back(self, identity: int, delay: float, priority: int | None) -> None:
         """Make a held entry ready again after ``delay``."""
         state, due = ("delayed", self._clock.now() + delay) if delay > 0 else ("ready", None)
         self.change(
-            identity, "UPDATE entries SET state = ?, due = ?, priority = ?, holder = NULL", state, due, priority
+            identity,
+            "UPDATE entries SET state = ?, due = ?, priority = coalesce(?, priority), holder = NULL",
+            state,
+            due,
+            priority,
         )
         self._notify()
 
@@ -465,7 +469,7 @@ class SQLiteReservation(Reservation):
     def touch(self) -> None:
         self._queue.extend(self.identity)
 
-    def release(self, delay: float = 0.0, priority: int = 1000) -> None:
+    def release(self, delay: float = 0.0, priority: int | None = None) -> None:
         self._queue.give_back(self.identity, delay, priority)
 
     def bury(self) -> None:
