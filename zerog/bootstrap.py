@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from zerog import __version__
 from zerog.clock import Clock
 from zerog.config import Settings
 from zerog.datastore.base import Datastore
 from zerog.exceptions import BadSetting, MissingDependency
+from zerog.fleet import AgentRecord, Lock, remove_old
 from zerog.manager import Manager
 from zerog.queue.base import Queue
 from zerog.registry import Registry
@@ -111,12 +114,37 @@ def queue_opener(settings: Settings, deadline: float, clock: Clock) -> Callable[
 
 
 def agent_name() -> str:
-    """Return the name of an agent of this process."""
-    return f"{socket.gethostname()}-{os.getpid()}"
+    """Return the name of an agent of this process, which no other ever has: pids come again, in containers at once."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-def make_agent(settings: Settings) -> tuple[Agent, Parts]:
-    """Return the agent that the settings describe, and what it is made of."""
+def make_register(settings: Settings, parts: Parts, name: str) -> tuple[Lock, Callable[[], None]]:
+    """Return the lock that shows that this agent lives, and what makes it known."""
+    directory = settings.path(settings.run_dir) / "agents"
+    try:
+        lock = Lock(directory, name)
+        remove_old(directory, parts.clock.now())
+    except OSError as error:
+        raise BadSetting(f"run_dir ({settings.sources['run_dir']}): {error}") from error
+    record = AgentRecord(
+        name,
+        socket.gethostname(),
+        os.getpid(),
+        __version__,
+        tuple(parts.registry.names),
+        parts.clock.now(),
+        lock.presence,
+    )
+
+    def register() -> None:
+        if parts.manager.fleet.get(name) is None:  # an earlier call may have been in doubt
+            parts.manager.fleet.register(record)
+
+    return lock, register
+
+
+def make_agent(settings: Settings) -> tuple[Agent, Parts, Lock]:
+    """Return the agent that the settings describe, what it is made of, and the lock that shows that it lives."""
     from zerog.agent.agent import Agent
     from zerog.agent.attempt import Terms
     from zerog.agent.process import Program
@@ -128,8 +156,10 @@ def make_agent(settings: Settings) -> tuple[Agent, Parts]:
         if name not in parts.registry:
             known = ", ".join(parts.registry.names)
             raise BadSetting(f"job_types ({settings.sources['job_types']}): there is no {name!r}, only {known}")
+    name = agent_name()
+    lock, register = make_register(settings, parts, name)
     terms = Terms(
-        agent=agent_name(),
+        agent=name,
         tubes=[parts.manager.tube(name) for name in names],
         lease=settings.lease,
         grace=settings.grace,
@@ -139,8 +169,10 @@ def make_agent(settings: Settings) -> tuple[Agent, Parts]:
     )
     program = Program(settings.applications, settings.max_result)
     slots = settings.slots or os.cpu_count() or 1
-    agent = Agent(parts.manager, parts.open_queue(), parts.clock, terms, program, slots, settings.drain, settings.sweep)
-    return agent, parts
+    agent = Agent(
+        parts.manager, parts.open_queue(), parts.clock, terms, program, slots, settings.drain, settings.sweep, register
+    )
+    return agent, parts, lock
 
 
 def root() -> str:

@@ -56,12 +56,13 @@ def run_server(settings: Settings) -> None:
 def run_worker(settings: Settings) -> None:
     """Run an agent until a signal has drained it."""
     parent = _follow_parent()
-    agent, parts = bootstrap.make_agent(settings)
+    agent, parts, lock = bootstrap.make_agent(settings)
     agent.parent = parent
     say_where(settings, parts)
     gc.freeze()
     agent.run()
     parts.store.close()
+    lock.close()
 
 
 def say_where(settings: Settings, parts: bootstrap.Parts) -> None:

@@ -111,7 +111,7 @@ class Sweep:
     def _judge(self, held: Iterable[Held]) -> None:
         self.watch.heard()
         for one in held:
-            if self.watch.lapsed(one.record):
+            if self.watch.lapsed(one.record) or self.manager.lost(one.record):
                 self._lose(one)
 
     def _lose(self, held: Held) -> None:
@@ -147,17 +147,23 @@ def _missed(record: JobRecord, now: float) -> bool:
 class Chores(threading.Thread):
     """The housekeeping thread of a server or an agent: the sweep, the look at leases, the probe of the queue.
 
-    ``sweep`` is the seconds between walks.  ``also`` are further chores, called about once a second.
+    ``sweep`` is the seconds between walks.  ``also`` are further chores, called about once a second; ``first`` those
+    that come before the first walk.
     """
 
     def __init__(
-        self, manager: Manager, sweep: float, also: Iterable[Callable[[], None]] = (), clock_step: float = 0.25
+        self,
+        manager: Manager,
+        sweep: float,
+        also: Iterable[Callable[[], None]] = (),
+        clock_step: float = 0.25,
+        first: Iterable[Callable[[], None]] = (),
     ) -> None:
         super().__init__(name="chores", daemon=True)
         self._manager = manager
         self._sweep = Sweep(manager, LeaseWatch(manager.clock, manager.lease))
         self._every = sweep
-        self._also = tuple(also)
+        self._first, self._also = tuple(first), tuple(also)
         self._step = min(clock_step, manager.lease / 8)
         self._end = threading.Event()
         self._said: dict[str, str] = {}
@@ -169,6 +175,7 @@ class Chores(threading.Thread):
     def run(self) -> None:
         """Do the chores until ``stop``."""
         tasks = [
+            *(_Task(chore.__name__, 1.0, chore) for chore in self._first),
             _Task("sweep", self._every, self._walk),
             _Task("leases", self._manager.lease / 6, self._sweep.look),
             _Task("queue", 1.0, self._probe),

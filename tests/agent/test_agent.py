@@ -429,6 +429,53 @@ def test_a_drain_lets_running_jobs_end(tmp_path: Path) -> None:
         assert zerog.job(later)["state"] == "queued"
 
 
+# Fast take-over (R7): no test here could pass by a lapse, a sweep or an entry's TTR, which take a minute and more.
+
+
+@pytest.mark.requirement("Z12", "Z14")
+@pytest.mark.parametrize("queue", ["sqlite", "beanstalkd"])
+@pytest.mark.parametrize("restarted", [True, False])
+def test_the_job_of_a_killed_agent_is_taken_over_at_once(
+    tmp_path: Path, queue: str, restarted: bool, request: pytest.FixtureRequest
+) -> None:
+    server = request.getfixturevalue("beanstalkd") if queue == "beanstalkd" else None
+    ledger = tmp_path / "ledger"
+    with deployed(tmp_path / "z", "sqlite", queue, beanstalkd=server, slots="1", lease="60", sweep="600") as zerog:
+        uuid = zerog.submit("ledger", {"path": str(ledger), "seconds": 4})
+        zerog.wait_for(uuid, state="running")
+        if not restarted:
+            zerog.agents.insert(0, zerog.start_agent())
+            zerog.wait(zerog.submit("noop"))  # by the second agent: it is there
+            zerog.agents.pop()
+        victim = zerog.agents.pop()
+        victim.signal(signal.SIGKILL)
+        victim.popen.wait(10)
+        killed = time.monotonic()
+        if restarted:
+            zerog.start_agent()
+        zerog.wait_for(uuid, 10, state="running", attempt=2)
+        assert time.monotonic() - killed < 5
+        record = zerog.wait(uuid)
+        assert (record["state"], record["counters"]["losses"]) == ("succeeded", 1)
+        assert ledger.read_text().splitlines() == [f"{uuid} 1", f"{uuid} 2"]
+
+
+def test_a_stopped_agent_is_not_taken_for_a_dead_one(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger"
+    with deployed(tmp_path / "z", slots="1", lease="60", sweep="500ms") as zerog:
+        uuid = zerog.submit("ledger", {"path": str(ledger), "seconds": 1})
+        zerog.wait_for(uuid, state="running")
+        agent = zerog.agents[0]
+        agent.signal(signal.SIGSTOP)
+        zerog.start_agent()
+        for _ in range(5):  # the second agent works, and sweeps, and looks at the first one's lock meanwhile
+            zerog.wait(zerog.submit("sleep", {"seconds": 0.5}))
+        assert (zerog.job(uuid)["state"], zerog.job(uuid)["attempt"]) == ("running", 1)
+        agent.signal(signal.SIGCONT)
+        assert zerog.wait(uuid)["attempt"] == 1
+        assert ledger.read_text() == f"{uuid} 1\n"
+
+
 # Stored things that no longer fit
 
 

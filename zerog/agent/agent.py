@@ -45,8 +45,9 @@ _REST_READS = 16
 class Agent:
     """Reserves ids, hands each to a child process, and answers for it until it ends.
 
-    ``slots`` jobs run at once.  ``drain`` is the seconds that running jobs get after the first signal, ``sweep`` those
-    between two walks.  ``run`` must be called in the main thread.
+    ``slots`` jobs run at once.  ``register`` makes the agent known and is called until it succeeds.  ``drain`` is the
+    seconds that running jobs get after the first signal, ``sweep`` those between two walks.  ``run`` must be called in
+    the main thread.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Agent:
         slots: int,
         drain: float = 60.0,
         sweep: float = 30.0,
+        register: Callable[[], None] = lambda: None,
     ) -> None:
         self._manager = manager
         self._clock = clock
@@ -69,7 +71,9 @@ class Agent:
         queues = [queue, *(queue.another() for _ in range(slots - 1))]
         self._slots = [Slot(manager, one, clock, watch, terms) for one in queues]
         self._selector = selectors.DefaultSelector()
-        self._chores = Chores(manager, sweep, [self._probe_store])
+        self._register = register
+        self._registered = False
+        self._chores = Chores(manager, sweep, [self._probe_store], first=[self._say_here])
         self._store_away = False
         self._signals = 0
         #: The process that this one must not outlive, if there is one.
@@ -242,6 +246,12 @@ class Agent:
         if not self._store_away:
             logger.warning("store away, running jobs go on: %s", error)
         self._store_away = True
+
+    def _say_here(self) -> None:
+        """Write down who this is and how to know that it is gone, in the thread of the chores."""
+        if not self._registered:
+            self._register()
+            self._registered = True
 
     def _probe_store(self) -> None:
         """Ask the store for a sign of life, in the thread of the chores."""

@@ -23,6 +23,7 @@ from zerog.exceptions import (
     Superseded,
     UnknownJob,
 )
+from zerog.fleet import Fleet
 from zerog.queue.base import Put, Queue
 from zerog.record import JobRecord, State, from_document, to_document
 from zerog.registry import Registry
@@ -62,6 +63,7 @@ class Records:
         self.clock = clock
         self.service = service
         self.lease = lease
+        self.fleet = Fleet(store, clock)
         self._uniform = uniform
         self._open_queue = open_queue
         self._local = threading.local()
@@ -107,6 +109,10 @@ class Records:
             except (CorruptDocument, NewerVersion) as error:
                 found[uuid] = Held(shown_damaged(uuid, document.body, error), 0)
         return found
+
+    def lost(self, record: JobRecord) -> bool:
+        """Return whether a record runs under an agent that is certainly gone (R7): nobody need wait for its lease."""
+        return record.state is State.RUNNING and record.lease is not None and self.fleet.gone(record.lease.agent)
 
     # Writing
 

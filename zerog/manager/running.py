@@ -75,7 +75,7 @@ class Running(Settling):
             match record.state:
                 case State.RUNNING if record.lease is not None and record.lease.claim == claim:
                     return Claimed(held)
-                case State.RUNNING if watch.lapsed(record):
+                case State.RUNNING if watch.lapsed(record) or self.lost(record):
                     return self._take_over(held, agent, claim, watch)
                 case State.RUNNING:
                     return Drop() if watch.moves(record.uuid) >= _LOOKS else GiveBack(self.lease / 3, record.priority)

@@ -20,6 +20,7 @@ from types import TracebackType
 
 from zerog.clock import Clock
 from zerog.exceptions import QueueError, QueueUnavailable, ReservationLost
+from zerog.fleet import LOCKED, Lock, is_unlocked
 from zerog.queue.base import PENDING, Pending, Put, Queue, Reservation, TubeStats
 
 _SCHEMA = """
@@ -66,6 +67,12 @@ class _File:
         self._connection: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
         self._checked = 0.0
+        #: Names what this process holds; the lock of that name shows that it lives.
+        self.token = secrets.token_hex(8)
+        self.connections = 0
+        self._lock: Lock | None = None
+        self._holding: set[str] = set()
+        self._looked = 0.0
         self.transaction = _Transaction(self)
 
     def __enter__(self) -> None:
@@ -90,6 +97,46 @@ class _File:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def hold(self, connection: str) -> None:
+        """Hold the lock that shows that this process lives: before a connection reserves anything."""
+        self._holding.add(connection)
+        if self._lock is None:
+            with self:
+                self._lock = Lock(self.notices, self.token)
+
+    def let_go(self, connection: str) -> None:
+        """Let go of the lock if no other connection holds anything."""
+        self._holding.discard(connection)
+        if not self._holding and self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def somebody_died(self) -> bool:
+        """Return whether there is the lock of a process that is gone; looked at once a second."""
+        if time.monotonic() - self._looked < _FALLBACK:
+            return False
+        found = any(path.stem != self.token and is_unlocked(path) for path in self.notices.glob(f"*{LOCKED}"))
+        if not found:
+            self._looked = time.monotonic()
+        return found
+
+    def free_those_of_the_dead(self, connection: sqlite3.Connection) -> list[Path]:
+        """Make ready what processes hold that are gone; looked at once a second.
+
+        Inside a transaction; returns the files that are to be removed when it is committed.
+        """
+        if time.monotonic() - self._looked < _FALLBACK:
+            return []
+        self._looked = time.monotonic()
+        dead = [path for path in self.notices.glob(f"*{LOCKED}") if path.stem != self.token and is_unlocked(path)]
+        for path in dead:
+            connection.execute(
+                "UPDATE entries SET state = 'ready', due = NULL, holder = NULL "
+                "WHERE due IS NOT NULL AND holder LIKE ? || ':%'",
+                (path.stem,),
+            )
+        return dead
 
     def notice_directory(self) -> int:
         self.notices.mkdir(parents=True, exist_ok=True)
@@ -212,9 +259,10 @@ class SQLiteQueue(Queue):
     ) -> None:
         self._file = file if file is not None else _File(Path(path), Path(run_dir), deadline, clock or Clock())
         self._clock = self._file.clock
-        self._holder = secrets.token_hex(8)
+        self._file.connections += 1
+        self._holder = f"{self._file.token}:{self._file.connections}"
         self._socket: socket.socket | None = None
-        self._name = f"{os.getpid()}-{self._holder}"
+        self._name = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._tubes: tuple[str, ...] | None = None
         self._done: int | None = None
         self._answer: Reservation | None = None
@@ -291,7 +339,9 @@ class SQLiteQueue(Queue):
 
     def _reserve(self, tubes: tuple[str, ...]) -> SQLiteReservation | None:
         now = self._clock.now()
+        self._file.hold(self._holder)
         with self._file.transaction as connection:
+            dead = self._file.free_those_of_the_dead(connection)
             self._ripen(connection, now)
             if self._done is not None:
                 connection.execute(f"DELETE FROM entries {_HELD}", (self._done, self._holder, now))
@@ -302,6 +352,8 @@ class SQLiteQueue(Queue):
                     "UPDATE entries SET state = 'reserved', due = ?, holder = ? WHERE id = ?",
                     (now + ttr, self._holder, identity),
                 )
+        for path in dead:
+            path.unlink(missing_ok=True)
         self._done = None
         return None if best is None else SQLiteReservation(body, self, identity)
 
@@ -331,7 +383,7 @@ class SQLiteQueue(Queue):
                 if row[0] <= now:
                     return True
                 self._look_at = min(self._look_at, time.monotonic() + row[0] - now)
-            return self._most_urgent(connection, tubes) is not None
+            return self._most_urgent(connection, tubes) is not None or self._file.somebody_died()
 
     @staticmethod
     def _ripen(connection: sqlite3.Connection, now: float) -> None:
@@ -401,6 +453,7 @@ class SQLiteQueue(Queue):
             ).rowcount
             if freed:
                 self._notify()
+        self._file.let_go(self._holder)
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -441,7 +494,8 @@ class SQLiteQueue(Queue):
                 socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
             ) as sender:
                 for name in os.listdir(directory):
-                    self._send(sender, directory, name)
+                    if not name.endswith(LOCKED):
+                        self._send(sender, directory, name)
         except OSError:
             return  # no descriptor is free: likewise
         finally:

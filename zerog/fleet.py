@@ -1,0 +1,199 @@
+"""Fleet: the agents that ever spoke, and which of them are certainly gone (R7).
+
+An agent holds the lock of a file of its own in ``run_dir`` for as long as it lives; the kernel lets go of it however
+the agent ends.  Its record says which file that is: boot, device, inode, and a random text inside it.  Whoever finds
+that very file unlocked, on the same boot, knows that the agent is gone.  A missing or another file proves nothing: two
+containers may share a name and a store and not a directory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zerog import codec
+from zerog.clock import Clock, from_iso, to_iso
+from zerog.datastore.base import Datastore
+from zerog.exceptions import CorruptDocument, NotFound
+
+#: Ending of the files that somebody holds locked.
+LOCKED = ".lock"
+
+#: Names of agents of which it is remembered that they are gone.
+_REMEMBERED = 10_000
+
+#: Seconds for which the file of an agent that is gone is kept: it is the proof.
+_KEPT = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """The file that an agent holds locked while it lives, and how to know it again."""
+
+    path: str
+    boot: str
+    device: int
+    inode: int
+    text: str
+
+    def ended(self) -> bool:
+        """Return whether whoever held the lock is certainly gone."""
+        if self.boot != boot_id():
+            return False
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            state = os.fstat(descriptor)
+            if (state.st_dev, state.st_ino) != (self.device, self.inode):
+                return False
+            if os.read(descriptor, 100) != self.text.encode():
+                return False
+            return is_free(descriptor)
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+
+
+class Lock:
+    """A file that this process holds locked until ``close``, or until it ends in whatever way."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory.resolve() / f"{name}{LOCKED}"
+        making = path.with_suffix(".new")
+        text = secrets.token_hex(16)
+        self._descriptor = os.open(making, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(self._descriptor, text.encode())
+        # It appears under its name only when it is locked: nobody can take it for the file of somebody who is gone.
+        making.rename(path)
+        state = os.fstat(self._descriptor)
+        self.presence = Presence(str(path), boot_id(), state.st_dev, state.st_ino, text)
+
+    def close(self) -> None:
+        """Remove the file and let go of it.  May be called twice."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            with suppress(OSError):
+                Path(self.presence.path).unlink()
+            os.close(descriptor)
+
+
+def is_free(descriptor: int) -> bool:
+    """Return whether nobody holds the lock of an open file."""
+    try:
+        # Shared, so that two who look at once do not take each other for the holder.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def boot_id() -> str:
+    """Return what names this boot of this machine; containers share it with their host."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRecord:
+    """What an agent last said of itself."""
+
+    name: str
+    hostname: str
+    pid: int
+    version: str
+    job_types: tuple[str, ...]
+    started_at: float
+    presence: Presence | None = None
+
+    def document(self) -> bytes:
+        """Write the record as the JSON that the store keeps."""
+        members = {**dataclasses.asdict(self), "started_at": to_iso(self.started_at), "schema": 1}
+        return codec.dumps(members)
+
+    @classmethod
+    def read(cls, body: bytes) -> AgentRecord:
+        """Read what ``document`` wrote; ``CorruptDocument`` if it is none."""
+        members: dict[str, Any] = codec.loads(body)
+        try:
+            presence = members["presence"]
+            return cls(
+                members["name"],
+                members["hostname"],
+                members["pid"],
+                members["version"],
+                tuple(members["job_types"]),
+                from_iso(members["started_at"]),
+                Presence(**presence) if presence is not None else None,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptDocument(f"no record of an agent: {error}") from error
+
+
+def remove_old(directory: Path, now: float) -> None:
+    """Remove what agents left behind that have been gone for a day: by then their leases have lapsed."""
+    for path in directory.glob(f"*{LOCKED}"):
+        with suppress(OSError):
+            if now - path.stat().st_mtime > _KEPT and is_unlocked(path):
+                path.unlink()
+
+
+def is_unlocked(path: Path) -> bool:
+    """Return whether a file is there and nobody holds its lock."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return is_free(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Fleet:
+    """The agents' records in the store.  Safe to use from many threads."""
+
+    def __init__(self, store: Datastore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._gone: dict[str, None] = {}
+
+    def register(self, record: AgentRecord) -> None:
+        """Write down an agent that starts; its name must never have been used before."""
+        self._store.insert(_key(record.name), record.document())
+        self._store.append("agents", codec.dumps({"agent": record.name}))
+
+    def get(self, name: str) -> AgentRecord | None:
+        """Return the record of an agent; None if there is none that can be read."""
+        try:
+            return AgentRecord.read(self._store.get(_key(name)).body)
+        except (NotFound, CorruptDocument):
+            return None
+
+    def gone(self, name: str) -> bool:
+        """Return whether an agent is certainly gone; False also when nothing is known of it."""
+        if name in self._gone:
+            return True
+        record = self.get(name)
+        if record is None or record.presence is None or not record.presence.ended():
+            return False
+        if len(self._gone) >= _REMEMBERED:
+            self._gone.clear()
+        self._gone[name] = None
+        return True
+
+
+def _key(name: str) -> str:
+    return f"agent:{name}"
