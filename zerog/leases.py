@@ -1,7 +1,8 @@
 """LeaseWatch: which leases stand still.
 
 A lease is lapsed when its (attempt, sequence) did not move for a whole lease, measured on this process's own
-monotonic clock and counting only time in which the store could be read.  The time written in the lease is for
+monotonic clock and counting only time in which the store could be read and written: a store that can only be read, as
+an SQLite file that somebody has locked, lets nobody renew.  The time written in the lease is for
 display: nobody's wall clock decides.
 """
 
@@ -26,7 +27,8 @@ class LeaseWatch:
 
     ``lease`` is in seconds.  Call ``heard`` after each read of the store that was answered, at least every
     ``lease / 4`` while something is watched: longer gaps are counted as that much only, so that a process which
-    itself was stopped does not judge the others by its own sleep.
+    itself was stopped does not judge the others by its own sleep.  Call ``silence`` when a read or a write was not
+    answered, and see to it that something is written every ``lease / 3`` while something is watched.
     """
 
     def __init__(self, clock: Clock, lease: float) -> None:
@@ -49,7 +51,7 @@ class LeaseWatch:
         self._last = now
 
     def silence(self) -> None:
-        """Say that the store could not be read: the time until the next ``heard`` does not count."""
+        """Say that the store could not be read or written: the time until the next ``heard`` does not count."""
         self._last = None
 
     def lapsed(self, record: JobRecord) -> bool:

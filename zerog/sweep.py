@@ -52,6 +52,7 @@ class Sweep:
     _last: int = 0
     _ready: dict[str, int] = field(default_factory=dict)
     _types: set[str] = field(default_factory=set)
+    _write_at: float = 0.0
 
     def walk(self) -> None:
         """Look at every open job once; raises when the store or the queue is away."""
@@ -70,8 +71,21 @@ class Sweep:
     def look(self) -> None:
         """Look only at the running jobs whose leases are being watched."""
         watched = self.watch.watched
-        if watched:
+        if not watched:
+            return
+        try:
+            self._write_something()
             self._judge(self.manager.read_many(watched).values())
+        except StoreUnavailable:
+            self.watch.silence()
+            raise
+
+    def _write_something(self) -> None:
+        """See every third of a lease whether the store takes writes: otherwise nobody can renew."""
+        now = self.manager.clock.monotonic()
+        if now >= self._write_at:
+            self.manager.prove_writable()
+            self._write_at = now + self.manager.lease / 3
 
     def _new_segments(self) -> Iterator[list[int]]:
         """Yield what the log has got since the last walk, a segment at a time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from zerog.clock import Clock
 from zerog.datastore.sqlite import SQLiteDatastore
+from zerog.exceptions import StoreUnavailable
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimed, GiveBack, Manager, Submission
 from zerog.queue.sqlite import SQLiteQueue
@@ -88,7 +90,7 @@ def test_a_process_that_slept_does_not_judge_by_its_own_sleep() -> None:
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[Manager]:
     """A Manager over the embedded adapters, with a clock moved by hand."""
-    store = SQLiteDatastore(tmp_path / "zerog.db")
+    store = SQLiteDatastore(tmp_path / "zerog.db", deadline=0.1)
     made = Manager(store, lambda: SQLiteQueue(tmp_path / "queue.db", tmp_path / "run"), _registry(), Hands(), lease=3.0)
     yield made
     made.close_queue()
@@ -182,6 +184,37 @@ def test_a_lapsed_job_goes_back_to_the_queue_once_and_its_attempt_is_refused(man
     with pytest.raises(Superseded):
         manager.report(verdict.held, 1, 0.5)
     assert [entry["reason"] for entry in manager.events(uuid).items] == ["lost"]
+
+
+def test_time_in_which_nobody_could_write_does_not_count(manager: Manager) -> None:
+    (uuid,) = submit(manager, 1)
+    assert isinstance(manager.claim(uuid, "agent", "claim", LeaseWatch(manager.clock, 3.0)), Claimed)
+    sweep = Sweep(manager, LeaseWatch(manager.clock, 3.0))
+    sweep.walk()
+    store = manager.store
+    assert isinstance(store, SQLiteDatastore)
+    lock = sqlite3.connect(store.path, isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    failures = 0
+    for _ in range(8):  # eight leases, looked at as often as the chores look
+        for _ in range(6):
+            later(manager, 0.5)
+            try:
+                sweep.look()
+            except StoreUnavailable:
+                failures += 1
+    lock.execute("ROLLBACK")
+    lock.close()
+    assert failures > 0
+    assert manager.get(uuid).state is State.RUNNING
+    for _ in range(5):
+        later(manager, 0.5)
+        sweep.look()
+    assert manager.get(uuid).state is State.RUNNING, "the agent must have a whole lease to renew it again"
+    for _ in range(4):
+        later(manager, 0.5)
+        sweep.look()
+    assert manager.get(uuid).state is State.QUEUED
 
 
 def test_a_second_entry_of_a_running_job_is_given_back_then_dropped(manager: Manager) -> None:

@@ -67,9 +67,9 @@ class Agent:
         self._terms = terms
         self._program = program
         self._drain = drain
-        watch = LeaseWatch(clock, terms.lease)
+        self._watch = LeaseWatch(clock, terms.lease)
         queues = [queue, *(queue.another() for _ in range(slots - 1))]
-        self._slots = [Slot(manager, one, clock, watch, terms) for one in queues]
+        self._slots = [Slot(manager, one, clock, self._watch, terms) for one in queues]
         self._selector = selectors.DefaultSelector()
         self._register = register
         self._registered = False
@@ -246,6 +246,7 @@ class Agent:
         if not self._store_away:
             logger.warning("store away, running jobs go on: %s", error)
         self._store_away = True
+        self._watch.silence()
 
     def _say_here(self) -> None:
         """Write down who this is and how to know that it is gone, in the thread of the chores."""

@@ -6,12 +6,14 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from zerog import codec
-from zerog.clock import Clock
+from zerog.clock import Clock, to_iso
 from zerog.datastore.base import Datastore
 from zerog.exceptions import (
+    AlreadyExists,
     Conflict,
     CorruptDocument,
     NewerVersion,
@@ -32,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 #: How often a write is tried against others before the store counts as too busy.
 CONFLICTS = 50
+
+#: Key of the document that is written to see whether the store takes writes.
+_PROOF = "writable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,20 @@ class Records:
     def lost(self, record: JobRecord) -> bool:
         """Return whether a record runs under an agent that is certainly gone (R7): nobody need wait for its lease."""
         return record.state is State.RUNNING and record.lease is not None and self.fleet.gone(record.lease.agent)
+
+    def prove_writable(self) -> None:
+        """Return if the store takes writes now; ``StoreUnavailable`` otherwise.
+
+        The document is the same for all processes: that another was faster (``Conflict``) says as much.
+        """
+        body = codec.dumps({"at": to_iso(self.clock.now())})
+        try:
+            self.store.replace(_PROOF, body, self.store.get(_PROOF).cas)
+        except NotFound:
+            with suppress(AlreadyExists):
+                self.store.insert(_PROOF, body)
+        except Conflict:
+            return
 
     # Writing
 
