@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from zerog import codec
 from zerog.exceptions import Conflict, DatastoreError, QueueError, StoreUnavailable, ZerogError
 from zerog.leases import LeaseWatch
 from zerog.manager import Held, Manager
-from zerog.queue.base import Put
+from zerog.queue.base import Put, TubeStats
 from zerog.record import JobRecord, State
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,9 @@ _SEGMENT = 500
 _GRACE = 1.0
 
 
-#: Walks after which a record that is still due is put again, whatever the counts of its tube say.
-_PATIENCE = 10
+#: Walks after which a record that is still due is put again, whatever the counts of its tube say, and how many of a
+#: type in one walk.
+_PATIENCE, _OVERDUE = 10, 20
 
 #: Seconds for which an entry of the log without a record is looked at again: its submit may be under way.
 _ORPHAN = 600.0
@@ -50,7 +52,8 @@ class Sweep:
     watch: LeaseWatch
     _open: dict[int, _Open] = field(default_factory=dict)
     _last: int = 0
-    _ready: dict[str, int] = field(default_factory=dict)
+    _counts: dict[str, TubeStats] = field(default_factory=dict)
+    _running: Counter[str] = field(default_factory=Counter)
     _types: set[str] = field(default_factory=set)
     _write_at: float = 0.0
 
@@ -58,15 +61,15 @@ class Sweep:
         """Look at every open job once; raises when the store or the queue is away."""
         # The counts come before the records: what is claimed in between makes a tube look fuller, never emptier.
         self._types.update(self.manager.registry.names)
-        self._ready = {name: self.manager.queue_stats(name).ready for name in self._types}
-        due: dict[str, list[Put]] = {}
-        overdue: list[Put] = []
+        self._counts = {name: self.manager.queue_stats(name) for name in self._types}
+        self._running = Counter()
+        due: dict[str, list[tuple[int, Put]]] = {}
         numbers = sorted(self._open)
         for start in range(0, len(numbers), _SEGMENT):
-            self._look(numbers[start : start + _SEGMENT], due, overdue)
+            self._look(numbers[start : start + _SEGMENT], due)
         for segment in self._new_segments():
-            self._look(segment, due, overdue)
-        self._put_missing(due, overdue)
+            self._look(segment, due)
+        self._put_missing(due)
 
     def look(self) -> None:
         """Look only at the running jobs whose leases are being watched."""
@@ -96,7 +99,7 @@ class Sweep:
             self._last = entries[-1].number
             yield [entry.number for entry in entries]
 
-    def _look(self, numbers: list[int], due: dict[str, list[Put]], overdue: list[Put]) -> None:
+    def _look(self, numbers: list[int], due: dict[str, list[tuple[int, Put]]]) -> None:
         """Look at a segment: forget what has ended, take over what has lapsed, collect what is due."""
         held = self.manager.read_many([self._open[number].uuid for number in numbers])
         now = self.manager.clock.now()
@@ -107,14 +110,12 @@ class Sweep:
             if self._over(number, one, found):
                 del self._open[number]
             elif found is not None and _missed(found.record, now):
-                one.due += 1
-                put = self.manager.put_of(found.record)
-                due.setdefault(found.record.job_type, []).append(put)
-                if one.due >= _PATIENCE:
-                    one.due = 0
-                    overdue.append(put)
+                due.setdefault(found.record.job_type, []).append((one.due, self.manager.put_of(found.record)))
+                one.due = (one.due + 1) % _PATIENCE
             else:
                 one.due = 0
+                if found is not None and found.record.state is State.RUNNING:
+                    self._running[found.record.job_type] += 1
 
     def _over(self, number: int, one: _Open, found: Held | None) -> bool:
         """Return whether an entry needs no further look."""
@@ -141,16 +142,27 @@ class Sweep:
         if after.record.state is State.QUEUED:
             self.manager.enqueue([after.record])
 
-    def _put_missing(self, due: dict[str, list[Put]], overdue: list[Put]) -> None:
-        """Put the due jobs of each type whose tube held fewer ready entries, and those that waited too long."""
-        for job_type, puts in due.items():
+    def _put_missing(self, due: dict[str, list[tuple[int, Put]]]) -> None:
+        """Put as many due jobs of each type as its tube lacks entries, those first that have waited for most walks.
+
+        Which entries are missing cannot be known, and putting all of them would double a healthy backlog.  A job that
+        was due in ten walks is put again whatever the counts say, unless its tube has plenty of entries already.
+        """
+        for job_type, found in due.items():
             if job_type not in self._types:
                 self._types.add(job_type)  # its tube is counted from the next walk on
-            elif self._ready[job_type] < len(puts):
-                logger.info("swept type=%s due=%d ready=%d: putting again", job_type, len(puts), self._ready[job_type])
-                self.manager.put_all(puts)
-                overdue = [put for put in overdue if put.tube != self.manager.tube(job_type)]
-        self.manager.put_all(overdue)
+                continue
+            counts = self._counts[job_type]
+            # What is reserved and does not run yet, or any more, is on its way, not missing.
+            there = counts.ready + max(0, counts.reserved - self._running[job_type])
+            found.sort(key=lambda one: -one[0])
+            missing = max(0, len(found) - there)
+            if counts.ready < 2 * len(found) + _OVERDUE:
+                overdue = sum(walks == _PATIENCE - 1 for walks, _ in found)
+                missing = max(missing, min(overdue, _OVERDUE))
+            if missing:
+                logger.info("swept type=%s due=%d there=%d: putting %d", job_type, len(found), there, missing)
+                self.manager.put_all([put for _, put in found[:missing]])
 
 
 def _missed(record: JobRecord, now: float) -> bool:

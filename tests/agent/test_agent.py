@@ -391,6 +391,35 @@ def test_a_drain_in_the_middle_of_a_backlog_leaves_nothing_reserved(
             assert (record["state"], record["attempt"]) == ("succeeded", 1)
 
 
+@pytest.mark.parametrize("queue", ["sqlite", "beanstalkd"])
+def test_a_drain_gives_back_what_was_asked_for_ahead_at_once_and_idles(
+    tmp_path: Path, queue: str, request: pytest.FixtureRequest
+) -> None:
+    """Very short jobs, so that the agent asks while they run, beside a long one that keeps it draining."""
+    server = request.getfixturevalue("beanstalkd") if queue == "beanstalkd" else None
+    with deployed(tmp_path, "sqlite", queue, beanstalkd=server, slots="2", lease="60", sweep="600") as zerog:
+        zerog.agents.pop().kill()
+        long = zerog.submit("sleep", {"seconds": 4}, params={"priority": 1})
+        uuids = [zerog.submit("noop") for _ in range(1500)]
+        agent = zerog.start_agent()
+        zerog.wait_for(long, state="running")
+        wait_until(lambda: zerog.job(uuids[50])["state"] == "succeeded", 20)
+        agent.signal(signal.SIGTERM)
+        # While the long job still runs: nothing else is held, whatever close() would give back later.
+        wait_until(lambda: "draining" in zerog.log(), 5)
+        wait_until(lambda: zerog.client.get("/types/noop").json()["queue"]["reserved"] == 0, 1)
+        process = psutil.Process(agent.pid)
+        before = sum(process.cpu_times()[:2])
+        time.sleep(1)  # the second whose work is measured
+        assert sum(process.cpu_times()[:2]) - before < 0.2
+        assert zerog.job(long)["state"] == "running"
+        waiting = [uuid for uuid in uuids if zerog.job(uuid)["state"] == "queued"]
+        assert len(waiting) > 0, "the backlog was gone before the drain began"
+        assert zerog.client.get("/types/noop").json()["queue"]["ready"] == len(waiting)
+        assert zerog.wait(long)["attempt"] == 1
+        assert agent.popen.wait(10) == 0
+
+
 def ended_at_least(zerog: Deployment, goal: int) -> bool:
     return ended_of(zerog, [""] * 1000) >= goal
 
@@ -402,8 +431,7 @@ def ended_of(zerog: Deployment, uuids: list[str]) -> int:
 
 def test_no_job_waits_behind_a_long_one_that_its_agent_runs(tmp_path: Path) -> None:
     with deployed(tmp_path, slots="1") as zerog:
-        for _ in range(20):
-            uuids = [zerog.submit("noop") for _ in range(3)]
+        uuids = [zerog.submit("noop") for _ in range(60)]
         long = zerog.submit("sleep", {"seconds": 60})
         # After the short ones the agent asks ahead, gets this one, and must let it go again.
         short = zerog.submit("noop")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.deployment import Deployment
@@ -117,6 +121,51 @@ def test_a_queue_that_forgot_everything_is_filled_again(
     finally:
         made.close()
         server.stop()
+
+
+@pytest.mark.requirement("Z6", "Z8")
+@pytest.mark.parametrize("queue", ["sqlite", "beanstalkd"])
+def test_no_acknowledged_job_is_missing_after_kills_of_the_server(
+    tmp_path: Path, queue: str, request: pytest.FixtureRequest
+) -> None:
+    """Server and agent share one file; the agent works on while the server is killed under many submits."""
+    server = request.getfixturevalue("beanstalkd") if queue == "beanstalkd" else None
+    made = Deployment(tmp_path, "sqlite", queue, beanstalkd=server)
+    try:
+        made.start()
+        until = time.monotonic() + 7
+        with ThreadPoolExecutor(16) as pool:
+            submitters = [pool.submit(submit_until, made.url, until) for _ in range(16)]
+            for _ in range(3):
+                time.sleep(1.5)  # the time between two kills
+                made.restart_server()
+            acknowledged = [uuid for one in submitters for uuid in one.result()]
+        assert len(acknowledged) > 500
+        assert len(set(acknowledged)) == len(acknowledged)
+        states = {uuid: made.wait(uuid, 60)["state"] for uuid in acknowledged}
+        assert set(states.values()) == {"succeeded"}
+        numbers = [made.job(uuid)["number"] for uuid in acknowledged[:500]]
+        assert len(set(numbers)) == len(numbers)
+    finally:
+        made.close()
+    with sqlite3.connect(tmp_path / "var" / "zerog.db") as store:
+        assert store.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def submit_until(url: str, until: float) -> list[str]:
+    """Submit no-op jobs one after the other and return the UUIDs that were acknowledged."""
+    acknowledged = []
+    with httpx.Client(base_url=url) as client:
+        while time.monotonic() < until:
+            try:
+                answer = client.post("/run/noop", json={})
+            except httpx.HTTPError:
+                continue  # the server was killed
+            if answer.status_code == 202:
+                acknowledged.append(answer.json()["uuid"])
+            else:
+                assert answer.status_code == 503, answer.text
+    return acknowledged
 
 
 @pytest.mark.requirement("Z12")

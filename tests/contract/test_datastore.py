@@ -6,6 +6,8 @@ import os
 import secrets
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -301,6 +303,56 @@ def test_the_write_ahead_log_of_sqlite_begins_anew_under_steady_writing(tmp_path
     # 6,000 commits of at least one frame of 4 KiB are 24 MiB.
     assert sizes[-1] < 16 * 1024**2, sizes
     assert store.get("job:x").cas == cas
+    store.close()
+
+
+OTHER = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], timeout=0.01, isolation_level=None)
+print("ready", flush=True)
+tried = entered = 0
+until = time.monotonic() + 2
+while time.monotonic() < until:
+    tried += 1
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+        entered += 1
+    except sqlite3.OperationalError:
+        pass
+print(tried, entered, flush=True)
+"""
+
+
+def test_no_other_process_writes_while_one_does_whatever_its_checkpoints_do(tmp_path: Path) -> None:
+    """Closing any descriptor of a file that SQLite has open lets go of all locks that the process has on it."""
+    store = SQLiteDatastore(tmp_path / "zerog.db")
+    for number in range(700):  # so that the thread of the checkpoints has something to do
+        store.insert(f"job:{number}", b"{}")
+    with store.together():
+        store.insert("job:last", b"{}")
+        arguments = [sys.executable, "-c", OTHER, str(tmp_path / "zerog.db")]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    tried, entered = map(int, done.stdout.split()[1:])
+    assert tried > 20
+    assert entered == 0
+    assert store.get("job:last").body == b"{}"
+    store.close()
+
+
+def test_a_file_with_all_logs_in_one_table_is_read(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "zerog.db") as old:
+        old.execute(
+            "CREATE TABLE entries (log TEXT NOT NULL, number INTEGER NOT NULL, body BLOB, "
+            "PRIMARY KEY (log, number)) WITHOUT ROWID"
+        )
+        rows = [("zerog:jobs", 1, b"1"), ("zerog:jobs", 2, None), ("zerog:jobs", 3, b"3"), ("zerog:events.x", 1, b"e")]
+        old.executemany("INSERT INTO entries VALUES (?, ?, ?)", rows)
+    old.close()
+    store = SQLiteDatastore(tmp_path / "zerog.db")
+    assert store.read("jobs", after=0) == [Entry(1, b"1"), Entry(3, b"3")]
+    assert store.read("events.x", after=0) == [Entry(1, b"e")]
+    assert store.append("jobs", b"4") == 4
     store.close()
 
 

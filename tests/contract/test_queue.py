@@ -416,6 +416,27 @@ def test_a_block_of_questions_that_fails_answers_none_of_them(tmp_path: Path) ->
     second.close()
 
 
+def test_withdrawing_never_raises_also_while_the_file_is_locked(tmp_path: Path) -> None:
+    queue = SQLiteQueue(tmp_path / "queue.db", tmp_path / "run", deadline=0.1)
+    queue.put_all([Put(TUBE, b"a", ttr=1.0), Put(TUBE, b"b", ttr=1.0)])
+    done = reserved(queue)
+    with sqlite3.connect(tmp_path / "queue.db", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        queue.ask([TUBE], done)
+        with pytest.raises(QueueUnavailable):
+            queue.take()
+        queue.withdraw()
+        other.execute("ROLLBACK")
+    queue.ask([TUBE], wait=False)
+    with sqlite3.connect(tmp_path / "queue.db", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        queue.withdraw()
+        other.execute("ROLLBACK")
+    # What could not be given back is ready again after its TTR.
+    assert {reserved(queue).body, reserved(queue).body} == {b"a", b"b"}
+    queue.close()
+
+
 def test_a_file_that_was_removed_is_made_anew(tmp_path: Path) -> None:
     path = tmp_path / "queue.db"
     queue = SQLiteQueue(path, tmp_path / "run")

@@ -148,6 +148,34 @@ def test_what_is_claimed_during_a_walk_is_no_reason_to_put_again(manager: Manage
     assert ready(manager) == 7
 
 
+def test_entries_on_their_way_are_not_missing(manager: Manager) -> None:
+    """An agent that asks ahead holds entries whose records are still queued."""
+    submit(manager, 50)
+    held = [manager.queue.reserve([manager.tube("noop")], 1) for _ in range(4)]
+    later(manager, 2)
+    sweep = Sweep(manager, LeaseWatch(manager.clock, 3.0))
+    for _ in range(3):
+        sweep.walk()
+        assert ready(manager) == 46
+    assert all(held)
+
+
+def test_a_few_missing_entries_do_not_double_a_backlog(manager: Manager) -> None:
+    submit(manager, 100)
+    for _ in range(3):
+        found = manager.queue.reserve([manager.tube("noop")], 1)
+        assert found is not None
+        found.delete()
+    later(manager, 2)
+    sweep = Sweep(manager, LeaseWatch(manager.clock, 3.0))
+    for _ in range(9):
+        sweep.walk()
+        assert ready(manager) == 100
+    for _ in range(40):  # also by what has waited for long, which is put again whatever the counts say
+        sweep.walk()
+    assert ready(manager) <= 220
+
+
 def test_a_job_that_stays_due_is_put_again_whatever_the_counts_say(manager: Manager) -> None:
     (lost,) = submit(manager, 1)
     found = manager.queue.reserve([manager.tube("noop")], 1)

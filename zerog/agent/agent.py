@@ -274,7 +274,7 @@ class Agent:
                 self._unregister_queue(slot)
             try:
                 if self._signals:
-                    slot.delete_done()
+                    slot.withdraw(self._clock.monotonic())
                 elif not self._store_away and slot.wants_to_ask():
                     slot.ask()
                     slot.on_queue()
@@ -485,7 +485,7 @@ class Agent:
             for slot in self._slots:
                 self._unregister_queue(slot)
                 with suppress(QueueUnavailable):
-                    slot.withdraw()
+                    slot.withdraw(now)
             for child in self._spares:
                 self._close_child(child)
             self._spares.clear()

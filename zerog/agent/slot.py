@@ -3,8 +3,10 @@
 What it does, in order::
 
     IDLE ──ask──▶ WAITING ──reservation──▶ CLAIMING ──record says running──▶ RUNNING ──outcome──▶ ENDING
-      ▲                                      │ not ours                                            │ record first,
-      └──────────────────────────────────────┴───────────── queue entry second (R5) ───────────────┘
+      ▲          ▲                           ▲ │ not ours                                          │ record first,
+      │          │                           └─┼───────── an entry came ahead ─────────────────────┤ queue entry
+      │          └─────────────────────────────┼───────── asked ahead, no answer yet ──────────────┤ second (R5)
+      └────────────────────────────────────────┴───────────────────────────────────────────────────┘
 
 While a job's end is written the slot asks for what is ready next, so that the claim of that one shares the commit; the
 entry of the ended job is deleted together with the next question, or soon after by itself.  After a short job it asks
@@ -52,6 +54,9 @@ _DELETE_WITHIN = 0.05
 #: Seconds that a job may take to count as short, and seconds for which the entry of another is kept behind it.
 _SHORT, _KEEP = 0.001, 0.005
 
+#: Seconds after which it is looked again whether a question is answered whose answer is to be given back.
+_LOOK_AGAIN = 0.02
+
 #: Reads of captured output in one go, so that one flooding job leaves the others their turn.
 _STREAM_READS = 16
 
@@ -97,6 +102,10 @@ class Slot:
         self._missing: dict[str, int] = {}
         self._last_run = float("inf")
         self._ended_record: JobRecord | None = None
+        self._keep_until = float("inf")
+        #: Whether the claim of this name may be written: then only the record can say whose the job is.
+        self._claim_tried = False
+        self.draining = False
 
     # Waiting for work
 
@@ -123,6 +132,7 @@ class Slot:
     def ask_ahead(self) -> None:
         """Ask for what is ready now, before the end of the last job is written: its claim can share that commit."""
         self._asked_ahead = self._asked_early = True
+        self._keep_until = self._clock.monotonic() + _KEEP
         self.queue.ask(self.terms.tubes, self._take_done(), wait=False)
 
     def _take_ahead(self) -> None:
@@ -135,26 +145,32 @@ class Slot:
         self._asked_ahead = False
         if isinstance(answer, Reservation) and self._is_job(answer):
             self._next = answer
-            self._claim = secrets.token_hex(8)
+            self._new_claim()
 
-    def _give_ahead_back(self) -> None:
-        """Let others have what was asked for ahead: the job that runs here is not as short as the last one was."""
+    def _new_claim(self) -> None:
+        self._claim = secrets.token_hex(8)
+        self._claim_tried = False
+
+    def _give_ahead_back(self, now: float) -> None:
+        """Let others have what was asked for ahead, but for what may be claimed already."""
         self._quietly(self._take_ahead)
+        if self._asked_ahead or self._claim_tried:
+            self._keep_until = now + _LOOK_AGAIN
+            return
         waiting, self._next = self._next, None
         self._asked_early = False
         if waiting is not None:
             self._quietly(waiting.release)
 
-    def withdraw(self) -> None:
-        """Stop asking, and give back what was asked for ahead: the agent drains."""
-        if self.phase is Phase.WAITING:
-            self.phase = Phase.IDLE
-            self._asked_ahead = False
-            self.queue.withdraw()
-        waiting, self._next = self._next, None
-        if waiting is not None:
-            self._quietly(waiting.release)
+    def withdraw(self, now: float) -> None:
+        """Stop asking, and give back what was asked for ahead: the agent drains.  May be called again and again."""
+        self.draining = True
         self.delete_done()
+        if self.looks_ahead:
+            self._give_ahead_back(now)
+        if self.phase is Phase.WAITING and not self._asked_ahead:
+            self.queue.withdraw()
+            self.phase = Phase.IDLE
 
     def delete_done(self) -> None:
         """Delete the entry of the last job now, if nothing has taken it along yet."""
@@ -187,7 +203,7 @@ class Slot:
         self.phase = Phase.IDLE
         if isinstance(answer, Reservation) and self._is_job(answer):
             self._reservation = answer
-            self._claim = secrets.token_hex(8)
+            self._new_claim()
             self.phase = Phase.CLAIMING
 
     def _is_job(self, reservation: Reservation) -> bool:
@@ -215,7 +231,7 @@ class Slot:
         """Return whether ``step`` has something to do."""
         match self.phase:
             case Phase.CLAIMING:
-                return self._has_child
+                return self._has_child or self._claim_tried
             case Phase.ENDING:
                 return True
             case Phase.RUNNING if self.token_lost:
@@ -248,20 +264,26 @@ class Slot:
         except QueueUnavailable as error:
             self._asked_ahead = False
             self._say_queue_away(error)
-        if self._next is None or not self._has_child:
+        if self._next is None:
             return _nothing
-        return self._step_claim(now, self._next)
+        return self._step_claim(now, self._next) if self._has_child else self._leave_it
+
+    def _leave_it(self) -> None:
+        """Give back the entry that came ahead: there is no child for it now."""
+        if self.phase is Phase.CLAIMING and not self._claim_tried:
+            self._give_entry_back(0.0, None)
 
     def _step_claim(self, now: float, reservation: Reservation) -> Callable[[], None]:
         uuid = reservation.body.decode()
+        self._claim_tried = True
         verdict = self.manager.claim(uuid, self.terms.agent, self._claim, self._watch)
 
         def after() -> None:
             self._reservation, self._next = reservation, None
             self.phase = Phase.CLAIMING
             match verdict:
-                case Claimed() if not self._has_child:
-                    return  # the next child claims it again, under the same name
+                case Claimed(held=held) if self.draining or not self._has_child:
+                    self._return(held, now)
                 case Claimed(held=held):
                     self._missing.pop(uuid, None)
                     self._start(held, now)
@@ -273,6 +295,12 @@ class Slot:
                     self._missed(uuid)
 
         return after
+
+    def _return(self, held: Held, now: float) -> None:
+        """Give back a job that was claimed and cannot be started here: it spends nothing."""
+        self.attempt = Attempt(held, Job, now, self.terms)
+        self.attempt.outcome = GivenBack()
+        self.phase = Phase.ENDING
 
     def _start(self, held: Held, now: float) -> None:
         assert self.child is not None
@@ -563,7 +591,7 @@ class Slot:
 
     def give_back(self, now: float, at_once: bool) -> None:
         """End the child without blame and give its job back, spending nothing: the agent stops."""
-        if self.phase is Phase.CLAIMING:
+        if self.phase is Phase.CLAIMING and not self._claim_tried:
             self._give_entry_back(0.0, None)
         if self.phase is not Phase.RUNNING:
             return
@@ -592,11 +620,11 @@ class Slot:
         """Do what time asks for: limits, rougher signals, the touch, the last job's entry."""
         if now >= self._delete_at and not self.manager.queue_away:
             self.delete_done()
+        if self.looks_ahead and now >= self._keep_until and self.phase in (Phase.RUNNING, Phase.ENDING):
+            self._give_ahead_back(now)
         attempt = self.attempt
         if self.phase is not Phase.RUNNING or attempt is None:
             return
-        if self.looks_ahead and now >= attempt.started + _KEEP:
-            self._give_ahead_back()
         if self.stop is not None:
             if now >= self.stop.next:
                 self.retire_child = True
@@ -615,11 +643,11 @@ class Slot:
     def next_time(self, store_away: bool) -> float:
         """Return when ``tick`` or ``step`` has something to do, on the monotonic clock."""
         times = [float("inf") if self.manager.queue_away else self._delete_at]
+        if self.looks_ahead:
+            times.append(self._keep_until)
         attempt = self.attempt
         if self.phase is not Phase.RUNNING or attempt is None:
-            return times[0]
-        if self.looks_ahead:
-            times.append(attempt.started + _KEEP)
+            return min(times)
         if not store_away and not self.token_lost:
             times.append(attempt.renew_at)
             if attempt.dirty:

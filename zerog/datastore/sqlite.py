@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-import struct
 import threading
 import time
 import zlib
@@ -44,16 +43,14 @@ _ROWS = 64
 #: Statements that a connection keeps prepared: those of all tables.
 _STATEMENTS = 256
 
-#: Frames of the write-ahead log after which a checkpoint is due, the commits of this process after which that is looked
-#: at, and the seconds after which it is looked at anyway: others write too.
-_CHECKPOINT_FRAMES = 1000
-_CHECKPOINT_COMMITS = 100
+#: Writes of this process after which it makes a checkpoint, and the seconds after which it looks how many there were.
+_CHECKPOINT_WRITES = 300
 _CHECKPOINT_SECONDS = 0.5
-#: Milliseconds for which a checkpoint may hold up writers while it waits for readers to leave the log.
-_RESTART_WAIT = 20
-#: Where the index of the log says how many frames there are and how many are in the file already
-#: (https://www.sqlite.org/walformat.html, "The WAL-Index File Format").
-_FRAMES_AT, _BACKFILLED_AT = 16, 96
+#: Frames that may be left over when the log is to begin anew: those that came in the meantime.
+_CHECKPOINT_REST = 1000
+#: Milliseconds for which a checkpoint may hold up writers while it waits for readers to leave the log, and the seconds
+#: until the next try when they did not.
+_RESTART_WAIT, _RESTART_PAUSE = 20, 5.0
 #: Bytes that the log keeps on the disk when it begins anew.
 _LOG_BYTES = 64 * 1024 * 1024
 _VARIABLES = 500
@@ -61,6 +58,24 @@ _VARIABLES = 500
 
 def _table(log: str) -> str:
     return f"entries{zlib.adler32(log.encode()) % _TABLES}"
+
+
+def _spread_old_entries(connection: sqlite3.Connection) -> None:
+    """Move the entries of a file that was made when all logs shared one table."""
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'entries'"
+    if connection.execute(query).fetchone() is None:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if connection.execute(query).fetchone() is not None:  # no other process was faster
+            for (name,) in connection.execute("SELECT DISTINCT log FROM entries").fetchall():
+                table = _table(name.partition(":")[2])
+                connection.execute(f"INSERT INTO {table} SELECT log, number, body FROM entries WHERE log = ?", (name,))
+            connection.execute("DROP TABLE entries")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
 
 
 def _parts(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
@@ -133,7 +148,8 @@ class _Together:
 class SQLiteDatastore(Datastore):
     """Documents, logs and blobs in one SQLite file.
 
-    ``deadline`` bounds, in seconds, how long a call waits for a lock; it cannot bound a stalled disk.
+    ``deadline`` bounds, in seconds, how long a call waits for another thread of this process, and then for another
+    process; it cannot bound a stalled disk.
     """
 
     shares_commits = True
@@ -152,7 +168,8 @@ class SQLiteDatastore(Datastore):
         #: Who writes holds it: threads of one process wait for each other here, where the next is woken at once, and
         #: not in SQLite, which looks again after growing pauses.
         self._writer = threading.Lock()
-        self._commits = 0
+        self._writes = 0
+        self._restart_after = 0.0
         self._look = threading.Event()
 
     # Documents
@@ -266,6 +283,9 @@ class SQLiteDatastore(Datastore):
 
     def unlock(self) -> None:
         """Let the next thread write."""
+        self._writes += 1
+        if self._writes % _CHECKPOINT_WRITES == 0:
+            self._look.set()
         self._writer.release()
 
     # Logs
@@ -424,6 +444,7 @@ class SQLiteDatastore(Datastore):
             connection.execute("PRAGMA cache_size=-8192")
             connection.execute(f"PRAGMA journal_size_limit={_LOG_BYTES}")
             connection.executescript(_SCHEMA + _LOGS)
+            _spread_old_entries(connection)
         except BaseException:
             connection.close()
             raise
@@ -437,9 +458,6 @@ class SQLiteDatastore(Datastore):
             if isinstance(error, sqlite3.OperationalError) and "disk I/O" not in str(error):
                 raise StoreUnavailable(f"the commit failed: {error}") from error
             raise StoreAmbiguous(f"the commit failed: {error}") from error
-        self._commits += 1
-        if self._commits % _CHECKPOINT_COMMITS == 0:
-            self._look.set()
 
     def _roll_back(self) -> None:
         connection = self._connection
@@ -452,14 +470,22 @@ class SQLiteDatastore(Datastore):
             connection.close()
 
     def _checkpoints(self) -> None:
-        """Move the write-ahead log into the file from time to time; the body of a thread."""
+        """Move the write-ahead log into the file from time to time; the body of a thread.
+
+        Nothing here opens a file of the database beside SQLite: closing any descriptor of one lets go of all locks
+        that this process has on it (https://www.sqlite.org/howtocorrupt.html, 2.2).
+        """
+        done = 0
         while not self._closed.is_set():
             self._look.wait(_CHECKPOINT_SECONDS)
             self._look.clear()
+            writes = self._writes
+            if writes - done < _CHECKPOINT_WRITES or self._closed.is_set():
+                continue
             try:
-                if self._waiting_frames() >= _CHECKPOINT_FRAMES and not self._closed.is_set():
-                    self._checkpoint()
-            except (OSError, sqlite3.Error, DatastoreError):
+                self._checkpoint()
+                done = writes
+            except (sqlite3.Error, DatastoreError):
                 # The file is away or busy: the log grows on and the next look tries again.
                 continue
 
@@ -467,15 +493,10 @@ class SQLiteDatastore(Datastore):
         """Move what is there while others write, then hold them for the rest, so that the log begins anew."""
         connection = self._connection
         connection.execute(f"PRAGMA busy_timeout={_RESTART_WAIT}")
-        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        _, frames, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if moved < frames - _CHECKPOINT_REST or time.monotonic() < self._restart_after:
+            return  # somebody reads an old state: to hold up writers would gain nothing
         with self._write:
-            connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-
-    def _waiting_frames(self) -> int:
-        """Return how many frames of the log are not in the file yet."""
-        with open(f"{self.path}-shm", "rb") as file:
-            index = file.read(_BACKFILLED_AT + 4)
-        if len(index) < _BACKFILLED_AT + 4:
-            return 0
-        frames, backfilled = (struct.unpack_from("=I", index, place)[0] for place in (_FRAMES_AT, _BACKFILLED_AT))
-        return int(frames - backfilled)
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+        if busy:
+            self._restart_after = time.monotonic() + _RESTART_PAUSE

@@ -145,7 +145,7 @@ class Queue(ABC):
 
     @abstractmethod
     def withdraw(self) -> None:
-        """Stop asking.  An entry that was on its way is given back."""
+        """Stop asking.  An entry that was on its way is given back, at the latest after its TTR; this never raises."""
 
     @abstractmethod
     def kick(self, tube: str, count: int) -> int:

@@ -325,10 +325,12 @@ class SQLiteQueue(Queue):
 
     def withdraw(self) -> None:
         self._tubes = None
-        self._delete_done()
         answer, self._answer = self._answer, None
+        # What the queue does not take now it repairs itself: entries come back after their TTR.
+        with suppress(QueueError):
+            self._delete_done()
         if answer is not None:
-            with suppress(ReservationLost):
+            with suppress(QueueError):
                 answer.release()
 
     def fileno(self) -> int:
