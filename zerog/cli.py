@@ -271,6 +271,20 @@ def job_cancel(uuid: str, as_json: bool, server: str | None, token: str | None) 
     click.echo(json.dumps(view) if as_json else "cancelling" if view["cancelling"] else view["state"])
 
 
+@job.command("retry")
+@click.argument("uuid")
+@click.argument("values", nargs=-1, metavar="[NAME=VALUE]...")
+@over_http
+def job_retry(uuid: str, values: tuple[str, ...], as_json: bool, server: str | None, token: str | None) -> None:
+    """Try a failed or cancelled job again, as a new one; with values these are its parameters, all of them."""
+    client = _client(server, token)
+    parameters = None
+    if values:
+        parameters = as_values(values, client.type(client.progress(uuid)["jobType"])["schema"])
+    view = client.retry(uuid, parameters)
+    click.echo(json.dumps(view) if as_json else view["uuid"])
+
+
 @main.command()
 @click.argument("job_type", metavar="[TYPE]", required=False)
 @over_http

@@ -64,6 +64,12 @@ class Client:
         """Cancel a job and return its progress view."""
         return self._json("POST", f"{_job(uuid)}/cancel")
 
+    def retry(self, uuid: str, parameters: Mapping[str, Any] | None = None, key: str | None = None) -> dict[str, Any]:
+        """Try a failed or cancelled job again, as a new one; returns the new job's progress view."""
+        headers = {"Idempotency-Key": key or str(uuids.uuid4())}
+        body = None if parameters is None else json.dumps(parameters).encode()
+        return self._json("POST", f"{_job(uuid)}/retry", body, headers)
+
     def follow(self, uuid: str) -> Iterator[dict[str, Any]]:
         """Yield the progress view now and at each change, until the job has ended."""
         tag: str | None = None

@@ -24,7 +24,7 @@ of a problem document.  ``code`` is the stable word that programs compare.
     ├── QueueError
     │   └── QueueUnavailable, ReservationLost
     ├── WrongState                       a transition that the table does not have
-    │   └── Superseded                   the attempt that asked is not the current one
+    │   └── Superseded, NotRetryable     the attempt is not the current one; the job did not fail
     ├── CorruptDocument, NewerVersion    a stored document that cannot be read as a record
     ├── ConfigurationError               BadSetting, BadJobType, MissingDependency
     ├── ServerUnreachable                the client found no server
@@ -316,6 +316,12 @@ class WrongState(ZerogError):
 
     status = 409
     code = "wrong_state"
+
+
+class NotRetryable(WrongState):
+    """Only a job that failed or was cancelled can be retried."""
+
+    code = "not_retryable"
 
 
 class Superseded(WrongState):

@@ -10,7 +10,7 @@ from zerog.manager.cancelling import Cancelling
 from zerog.manager.reading import Page, Reading
 from zerog.manager.records import Held
 from zerog.manager.running import Claimed, Drop, GiveBack, Missing, Running
-from zerog.manager.submitting import Options, Submission, Submitted, Submitting
+from zerog.manager.submitting import Options, Submission, Submitted, Submitting, again
 
 __all__ = [
     "Claimed",
@@ -23,6 +23,7 @@ __all__ = [
     "Page",
     "Submission",
     "Submitted",
+    "again",
 ]
 
 

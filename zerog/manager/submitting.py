@@ -12,12 +12,13 @@ from zerog.exceptions import (
     AlreadyExists,
     DatastoreError,
     IdempotencyKeyReused,
+    NotRetryable,
     StoreAmbiguous,
     UnknownJob,
     ZerogError,
 )
 from zerog.manager.records import Held, Records
-from zerog.record import JobRecord, to_document
+from zerog.record import JobRecord, State, to_document
 from zerog.registry import Parameters
 
 #: Seconds between a job's entry in the log and its record, after which readers may have given the entry up.
@@ -31,11 +32,13 @@ class Options:
     """How a job is to be run: ``priority`` (lower is more urgent) and ``not_before`` (seconds since 1970).
 
     ``written`` is what the client wrote, by name, for the fingerprint of R2: ``delay=2`` and not the moment.
+    ``retried_from`` is the UUID of the job that this one tries again.
     """
 
     priority: int = 1000
     not_before: float | None = None
     written: tuple[tuple[str, str], ...] = ()
+    retried_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class Submission:
     def fingerprint(self) -> str:
         """A digest of the type, the validated parameters and the options as written."""
         content = [self.job_type, self.parameters.values, list(self.options.written)]
+        if self.options.retried_from is not None:
+            content.append({"retriedFrom": self.options.retried_from})
         return hashlib.sha256(codec.canonical(content)).hexdigest()
 
     @property
@@ -69,6 +74,16 @@ class Submitted:
 
     record: JobRecord
     replayed: bool = False
+
+
+def again(record: JobRecord, parameters: Parameters, key: str | None = None) -> Submission:
+    """Return the submission that tries a failed or cancelled job again, as a new one; else ``NotRetryable``.
+
+    Its priority is kept, the state that it had saved is not.
+    """
+    if record.state not in (State.FAILED, State.CANCELLED):
+        raise NotRetryable(f"the job is {record.state}: only one that failed or was cancelled can be retried")
+    return Submission(record.job_type, parameters, Options(record.priority, retried_from=record.uuid), key)
 
 
 class Submitting(Records):
@@ -160,6 +175,7 @@ class Submitting(Records):
             updated_at=now,
             priority=submission.options.priority,
             not_before=submission.options.not_before,
+            retried_from=submission.options.retried_from,
             secrets=submission.parameters.secrets,
             fingerprint=submission.fingerprint if submission.key is not None else None,
         )

@@ -229,7 +229,7 @@ class Door(tornado.web.RequestHandler):
         )
         endpoint = self._endpoint(self._services, request, asyncio.get_running_loop())
         await endpoint.find()
-        if verb in self._endpoint.takes_json:
+        if verb in self._endpoint.takes_json and (request.body or verb not in self._endpoint.body_optional):
             self._check_media_type()
         pairs = self._query_pairs()
         request.query = read_query(pairs, self._endpoint.parameters.get(verb, ()))

@@ -121,6 +121,8 @@ class Endpoint:
     offers: ClassVar[tuple[str, ...]] = (JSON, HTML)
     #: Methods whose body is read as JSON.
     takes_json: ClassVar[tuple[str, ...]] = ()
+    #: Those of them that may come without a body.
+    body_optional: ClassVar[tuple[str, ...]] = ()
     #: What the methods answer, for the description: method → status → (description, schema name, media types).
     responses: ClassVar[Mapping[str, Mapping[int, tuple[str, str | None]]]] = {}
 

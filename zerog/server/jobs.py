@@ -18,9 +18,10 @@ from zerog.exceptions import (
     NotFound,
     RangeNotSatisfiable,
 )
-from zerog.manager import Options, Page, Submission
+from zerog.manager import Options, Page, Submission, again
 from zerog.outcome import Result
 from zerog.record import JobRecord, State
+from zerog.registry import Parameters
 from zerog.server.endpoint import ANY, EVENTS, HTML, JSON, Answer, Endpoint, Parameter, chosen, ranged
 from zerog.server.negotiation import choose
 
@@ -91,20 +92,9 @@ class Run(Endpoint):
         """Validate, persist, enqueue, and answer the UUID: in this order, all of it in the Manager."""
         job_type = self.request.path["jobType"]
         options = self._options()
-        key = self._key()
+        key = idempotency_key(self)
         parameters = self.services.registry.validate(job_type, self.request.body)
-        done = await self.services.submit(Submission(job_type, parameters, options, key))
-        record = done.record
-        headers = {"Location": views.job_href(record.uuid)}
-        if done.replayed:
-            headers["Idempotency-Replayed"] = "true"
-            record = await self.services.read(record.uuid)
-        wait = self.preferred_wait()
-        if wait is not None:
-            headers["Preference-Applied"] = f"wait={wait}"
-            record = await self.services.watcher.terminal(record, wait)
-        status = 200 if wait is not None and record.terminal else 202
-        return Answer(views.progress(record), status, headers, "job")
+        return await submit(self, Submission(job_type, parameters, options, key))
 
     def _options(self) -> Options:
         query, now = self.request.query, self.services.clock.now()
@@ -118,11 +108,29 @@ class Run(Endpoint):
         not_before = moment if moment is not None and moment > now else None
         return Options(query["priority"], not_before, tuple(sorted(self.request.written.items())))
 
-    def _key(self) -> str | None:
-        key = self.request.headers.get("Idempotency-Key")
-        if key is not None and not _KEY.fullmatch(key):
-            raise InvalidParameter("Idempotency-Key", "it must be 1 to 255 visible ASCII characters")
-        return key
+
+def idempotency_key(endpoint: Endpoint) -> str | None:
+    """Return the Idempotency-Key of a request."""
+    key = endpoint.request.headers.get("Idempotency-Key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise InvalidParameter("Idempotency-Key", "it must be 1 to 255 visible ASCII characters")
+    return key
+
+
+async def submit(endpoint: Endpoint, submission: Submission) -> Answer:
+    """Submit a job and answer for it: 202, or 200 when it ended while the client waited."""
+    done = await endpoint.services.submit(submission)
+    record = done.record
+    headers = {"Location": views.job_href(record.uuid)}
+    if done.replayed:
+        headers["Idempotency-Replayed"] = "true"
+        record = await endpoint.services.read(record.uuid)
+    wait = endpoint.preferred_wait()
+    if wait is not None:
+        headers["Preference-Applied"] = f"wait={wait}"
+        record = await endpoint.services.watcher.terminal(record, wait)
+    status = 200 if wait is not None and record.terminal else 202
+    return Answer(views.progress(record), status, headers, "job")
 
 
 class Jobs(Endpoint):
@@ -225,6 +233,31 @@ async def cancel(endpoint: OfJob) -> Answer:
     if ended and record.state is not State.CANCELLED:
         raise AlreadyFinished(f"the job has {record.state} before", state=record.state.value)
     return Answer(views.progress(record), 200 if record.terminal else 202, page="job")
+
+
+class Retry(OfJob):
+    """Try a job again that failed or was cancelled, as a new one."""
+
+    name = "retry"
+    url = "/jobs/{uuid}/retry"
+    takes_json = ("POST",)
+    body_optional = ("POST",)
+    responses = {
+        "POST": {
+            200: ("the new job has ended within Prefer: wait", "Progress"),
+            202: ("the new job is stored and will run", "Progress"),
+            409: ("the job has neither failed nor been cancelled", "Problem"),
+            422: ("the parameters do not match the type's schema", "Problem"),
+        }
+    }
+
+    async def post(self) -> Answer:
+        """Try the job again: without a body with its parameters, else with those in the body."""
+        key = idempotency_key(self)
+        registry = self.services.registry
+        body = self.request.body or codec.dumps(self.record.parameters)
+        again(self.record, Parameters({}))  # what cannot be retried is refused before its parameters are
+        return await submit(self, again(self.record, registry.validate(self.record.job_type, body), key))
 
 
 class Progress(OfJob):

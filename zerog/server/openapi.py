@@ -219,7 +219,7 @@ def _operation(endpoint: type[Endpoint], method: str, registry: Registry, job_ty
         content: dict[str, Any] = {"schema": schema}
         if job_type is not None:
             content["example"] = registry.describe(job_type)["example"]
-        operation["requestBody"] = {"required": True, "content": {JSON: content}}
+        operation["requestBody"] = {"required": method not in endpoint.body_optional, "content": {JSON: content}}
     return operation
 
 

@@ -18,6 +18,7 @@ ENDPOINTS: tuple[type[Endpoint], ...] = (
     jobs.Events,
     jobs.Data,
     jobs.Cancel,
+    jobs.Retry,
     jobs.Types,
     jobs.Type,
     openapi.Description,

@@ -1,0 +1,120 @@
+"""What users do to jobs: retry."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.deployment import Deployment, deployed
+
+
+@pytest.fixture(scope="module")
+def zerog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with deployed(tmp_path_factory.mktemp("control"), slots="2") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def failed(zerog: Deployment) -> dict[str, Any]:
+    """The record of a job that failed, submitted with a priority of its own."""
+    uuid = zerog.submit("broken", {"message": "as it was"}, params={"priority": 7})
+    return zerog.wait(uuid)
+
+
+def retried(zerog: Deployment, uuid: str, **more: Any) -> dict[str, Any]:
+    answer = zerog.client.post(f"/jobs/{uuid}/retry", **more)
+    assert answer.status_code == 202, answer.text
+    assert answer.headers["Location"] == f"/jobs/{answer.json()['uuid']}"
+    return zerog.job(answer.json()["uuid"])
+
+
+def test_a_retry_is_a_new_job_with_the_same_parameters_and_priority(zerog: Deployment, failed: dict[str, Any]) -> None:
+    again = retried(zerog, failed["uuid"])
+    assert again["uuid"] != failed["uuid"]
+    assert again["parameters"] == failed["parameters"]
+    assert (again["priority"], again["retriedFrom"]) == (7, {"href": f"/jobs/{failed['uuid']}"})
+    assert zerog.wait(again["uuid"])["state"] == "failed"
+    assert zerog.job(failed["uuid"]) == failed, "what has ended never changes"
+
+
+def test_a_body_replaces_the_parameters_whole(zerog: Deployment, failed: dict[str, Any]) -> None:
+    again = retried(zerog, failed["uuid"], json={"until": 1})
+    assert again["parameters"] == {"message": "this job always fails", "until": 1}
+    assert zerog.wait(again["uuid"])["state"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        (b'{"mesage": "x"}', {}, 422, "invalid_parameters"),
+        (b"{", {}, 400, "invalid_json"),
+        (b"{}", {"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
+        (b"", {"Idempotency-Key": ""}, 400, "invalid_parameter"),
+    ],
+)
+def test_a_bad_retry_is_refused_and_leaves_nothing(
+    zerog: Deployment, failed: dict[str, Any], body: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    newest = zerog.client.get("/jobs?limit=1").json()["items"][0]["uuid"]
+    headers = {"Content-Type": "application/json", **headers}
+    answer = zerog.client.post(f"/jobs/{failed['uuid']}/retry", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert zerog.client.get("/jobs?limit=1").json()["items"][0]["uuid"] == newest
+
+
+def test_a_key_retries_once_and_fits_no_other_job(zerog: Deployment, failed: dict[str, Any]) -> None:
+    headers = {"Idempotency-Key": "again"}
+    first = retried(zerog, failed["uuid"], headers=headers)
+    answer = zerog.client.post(f"/jobs/{failed['uuid']}/retry", headers=headers)
+    assert answer.headers["Idempotency-Replayed"] == "true"
+    assert answer.json()["uuid"] == first["uuid"]
+    zerog.wait(first["uuid"])
+    other = zerog.client.post(f"/jobs/{first['uuid']}/retry", headers=headers)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+
+
+def test_what_has_not_failed_cannot_be_retried(zerog: Deployment) -> None:
+    """Row 53 of the bad inputs, and the other states."""
+    later = zerog.submit("noop", params={"delay": "600"})
+    running = zerog.submit("sleep", {"seconds": 60})
+    done = zerog.submit("noop")
+    zerog.wait(done)
+    zerog.wait_for(running, state="running")
+    for uuid in (later, running, done):
+        answer = zerog.client.post(f"/jobs/{uuid}/retry")
+        assert (answer.status_code, answer.json()["code"]) == (409, "not_retryable")
+    assert zerog.client.post("/jobs/00000000-0000-0000-0000-000000000000/retry").status_code == 404
+    for uuid in (running, later):
+        zerog.client.delete(f"/jobs/{uuid}")
+    assert zerog.wait(running)["state"] == "cancelled"
+    again = retried(zerog, running, json={"seconds": 0})
+    assert zerog.wait(again["uuid"])["state"] == "succeeded"
+
+
+def test_secrets_survive_a_retry_and_are_shown_nowhere(zerog: Deployment) -> None:
+    login = {"user": "me", "password": "hunter2-öß"}
+    uuid = zerog.submit("secret", {"login": login, "wrong": True})
+    zerog.client.delete(f"/jobs/{uuid}")
+    assert zerog.wait(uuid)["state"] in ("cancelled", "failed")
+    again = retried(zerog, uuid)
+    assert again["parameters"]["login"]["password"] == "**********"
+    fresh = retried(zerog, uuid, json={"login": login})
+    assert zerog.wait(fresh["uuid"])["state"] == "succeeded"
+    assert zerog.client.get(f"/jobs/{fresh['uuid']}/data").json() is True, "the real value reached the job"
+
+
+def test_the_command_retries(zerog: Deployment, failed: dict[str, Any]) -> None:
+    arguments = [sys.executable, "-m", "zerog", "job", "retry", failed["uuid"], "until=1", "--json"]
+    environment = {**zerog.environment, "ZEROG_SERVER": zerog.url}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert zerog.wait(json.loads(done.stdout)["uuid"])["state"] == "succeeded"
+    refused = subprocess.run(
+        [*arguments[:5], zerog.submit("noop"), "--json"], env=environment, capture_output=True, timeout=60
+    )
+    assert refused.returncode == 4
