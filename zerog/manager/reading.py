@@ -135,7 +135,11 @@ class Reading(Records):
                     if len(found[item["level"]]) < count:
                         found[item["level"]].append(item)
         totals = {name: sum(part[name] for part in dropped.values()) for name in ("events", "bytes")}
-        return {level: items[::-1] for level, items in found.items()}, totals
+        # What was said and what was printed come in batches of their own: only their times tell the order.
+        for items in found.values():
+            items.reverse()
+            items.sort(key=_when)
+        return found, totals
 
     # Data
 
@@ -192,6 +196,10 @@ class Reading(Records):
                     continue
         self._key: bytes | None = key
         return key
+
+
+def _when(item: dict[str, Any]) -> tuple[int, str]:
+    return item["attempt"], item["at"]
 
 
 def _repeated(batch: dict[str, Any], seen: set[tuple[Any, Any]]) -> bool:
