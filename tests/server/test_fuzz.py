@@ -76,6 +76,10 @@ def make_meaningful(case: Any, operation: Any, zerog: Deployment, finished: str)
     if "uuid" in (case.path_parameters or {}):
         cancels = operation.path.endswith("/cancel") or operation.method.upper() == "DELETE"
         uuid = zerog.submit("noop-later?delay=1000", {}) if cancels else finished
+        if operation.path.endswith("/retry"):
+            uuid = zerog.submit("return?delay=1000", {"what": "none"})
+            zerog.client.delete(f"/jobs/{uuid}")
+            case.body = {"what": "none"}
         case.path_parameters = {"uuid": uuid}
     if "jobType" in (case.path_parameters or {}):
         case.path_parameters = {"jobType": "return"}
