@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from zerog import codec
 from zerog.clock import Clock
 from zerog.datastore.sqlite import SQLiteDatastore
 from zerog.exceptions import StoreUnavailable
 from zerog.leases import LeaseWatch
-from zerog.manager import Claimed, GiveBack, Manager, Submission
+from zerog.manager import Claimed, Drop, GiveBack, Manager, Submission
 from zerog.queue.sqlite import SQLiteQueue
 from zerog.record import JobRecord, Lease, State
 from zerog.registry import Parameters, Registry
@@ -212,6 +213,22 @@ def test_a_lapsed_job_goes_back_to_the_queue_once_and_its_attempt_is_refused(man
     with pytest.raises(Superseded):
         manager.report(verdict.held, 1, 0.5)
     assert [entry["reason"] for entry in manager.events(uuid).items] == ["lost"]
+
+
+@pytest.mark.parametrize(("counters", "reason"), [({"crashes": 3}, "crashed"), ({"losses": 10}, "lost")])
+def test_a_job_that_wore_out_its_workers_is_not_run_again(
+    manager: Manager, counters: dict[str, int], reason: str
+) -> None:
+    """R9, at the claim: the limit may have been lowered since the counter reached it."""
+    worn, fine = submit(manager, 2)
+    held = manager.read(worn)
+    manager.write(held, held.record.evolve(**counters))
+    watch = LeaseWatch(manager.clock, 3.0)
+    assert isinstance(manager.claim(worn, "agent", "claim", watch), Drop)
+    record = manager.get(worn)
+    assert (record.state, record.result_code, record.reason, record.attempt) == (State.FAILED, 500, reason, 0)
+    assert [codec.loads(entry.body)["uuid"] for entry in manager.store.read("failed", after=0)] == [worn]
+    assert isinstance(manager.claim(fine, "agent", "claim", watch), Claimed)
 
 
 def test_time_in_which_nobody_could_write_does_not_count(manager: Manager) -> None:

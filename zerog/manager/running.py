@@ -81,6 +81,8 @@ class Running(Settling):
                     return Drop() if watch.moves(record.uuid) >= _LOOKS else GiveBack(self.lease / 3, record.priority)
                 case State.QUEUED if record.due(self.clock.now()):
                     watch.forget(record.uuid)
+                    if self.refuse_worn(held):
+                        return Drop()
                     return Claimed(self.write(held, self._claimed(record, agent, claim)))
                 case State.QUEUED:
                     wait = (record.not_before or 0.0) - self.clock.now()

@@ -137,6 +137,28 @@ class Settling(Records):
             **_UNCLAIMED,
         )
 
+    def refuse_worn(self, held: Held) -> bool:
+        """End a queued job that has worn out as many workers as its type allows (R9); False if it has not."""
+        record, policy = held.record, self._policy(held.record)
+        if record.crashes >= policy.max_crashes:
+            reason, times = "crashed", record.crashes
+        elif record.losses >= policy.max_losses:
+            reason, times = "lost", record.losses
+        else:
+            return False
+
+        def change(record: JobRecord) -> JobRecord:
+            return record.after(
+                "refuse",
+                result_code=500,
+                reason=reason,
+                message=f"worker died {times} times while running this job",
+                finished_at=self.clock.now(),
+            )
+
+        self._end_seen(held, change)
+        return True
+
     def lose(self, held: Held) -> Held:
         """Take a running job whose lease has lapsed from its attempt: back to the queue, or to its end (R8, R9)."""
 
