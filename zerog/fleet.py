@@ -25,7 +25,7 @@ from zerog.exceptions import CorruptDocument, NotFound
 #: Ending of the files that somebody holds locked.
 LOCKED = ".lock"
 
-#: Names of agents of which it is remembered that they are gone.
+#: Agents whose presence is remembered.
 _REMEMBERED = 10_000
 
 #: Seconds for which the file of an agent that is gone is kept: it is the proof.
@@ -168,7 +168,9 @@ class Fleet:
     def __init__(self, store: Datastore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._gone: dict[str, None] = {}
+        #: Presences never change, so they are read once.
+        self._presences: dict[str, Presence] = {}
+        self._gone: set[str] = set()
 
     def register(self, record: AgentRecord) -> None:
         """Write down an agent that starts; its name must never have been used before."""
@@ -186,13 +188,23 @@ class Fleet:
         """Return whether an agent is certainly gone; False also when nothing is known of it."""
         if name in self._gone:
             return True
-        record = self.get(name)
-        if record is None or record.presence is None or not record.presence.ended():
+        presence = self._presence(name)
+        if presence is None or not presence.ended():
             return False
-        if len(self._gone) >= _REMEMBERED:
-            self._gone.clear()
-        self._gone[name] = None
+        self._gone.add(name)
         return True
+
+    def _presence(self, name: str) -> Presence | None:
+        presence = self._presences.get(name)
+        if presence is None:
+            record = self.get(name)
+            if record is None or record.presence is None:
+                return None
+            if len(self._presences) >= _REMEMBERED:
+                self._presences.clear()
+                self._gone.clear()
+            presence = self._presences[name] = record.presence
+        return presence
 
 
 def _key(name: str) -> str:

@@ -117,12 +117,17 @@ def ready(manager: Manager) -> int:
     return manager.queue_stats("noop").ready
 
 
-def test_a_walk_puts_what_the_queue_forgot_and_does_not_double_it(manager: Manager) -> None:
-    submit(manager, 7)
-    for entry in range(7):
+def lose_entries(manager: Manager, count: int) -> None:
+    """Let the queue forget entries whose jobs are still due."""
+    for entry in range(count):
         found = manager.queue.reserve([manager.tube("noop")], 1)
         assert found is not None, entry
         found.delete()
+
+
+def test_a_walk_puts_what_the_queue_forgot_and_does_not_double_it(manager: Manager) -> None:
+    submit(manager, 7)
+    lose_entries(manager, 7)
     sweep = Sweep(manager, LeaseWatch(manager.clock, 3.0))
     later(manager, 2)
     for _ in range(3):
@@ -138,10 +143,7 @@ def test_what_is_claimed_during_a_walk_is_no_reason_to_put_again(manager: Manage
 
     def read_and_lose_entries(uuids):  # type: ignore[no-untyped-def]
         held = manager_read(uuids)
-        for _ in range(3):
-            found = manager.queue.reserve([manager.tube("noop")], 1)
-            assert found is not None
-            found.delete()
+        lose_entries(manager, 3)
         return held
 
     manager.read_many = read_and_lose_entries  # type: ignore[method-assign]
@@ -163,10 +165,7 @@ def test_entries_on_their_way_are_not_missing(manager: Manager) -> None:
 
 def test_a_few_missing_entries_do_not_double_a_backlog(manager: Manager) -> None:
     submit(manager, 100)
-    for _ in range(3):
-        found = manager.queue.reserve([manager.tube("noop")], 1)
-        assert found is not None
-        found.delete()
+    lose_entries(manager, 3)
     later(manager, 2)
     sweep = Sweep(manager, LeaseWatch(manager.clock, 3.0))
     for _ in range(9):
@@ -179,9 +178,7 @@ def test_a_few_missing_entries_do_not_double_a_backlog(manager: Manager) -> None
 
 def test_a_job_that_stays_due_is_put_again_whatever_the_counts_say(manager: Manager) -> None:
     (lost,) = submit(manager, 1)
-    found = manager.queue.reserve([manager.tube("noop")], 1)
-    assert found is not None
-    found.delete()
+    lose_entries(manager, 1)
     later(manager, 2)
     sweep = Sweep(manager, LeaseWatch(manager.clock, 3.0))
     for _ in range(10):

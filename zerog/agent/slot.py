@@ -368,8 +368,7 @@ class Slot:
         )
 
         def after() -> None:
-            record = held.record
-            self._ended_record = record
+            self._ended_record = held.record
             self._settled(held)
 
         return after

@@ -10,7 +10,7 @@ from zerog.manager.cancelling import Cancelling
 from zerog.manager.reading import Page, Reading
 from zerog.manager.records import Held
 from zerog.manager.running import Claimed, Drop, GiveBack, Missing, Running
-from zerog.manager.submitting import Options, Submission, Submitted, Submitting, again
+from zerog.manager.submitting import Options, Submission, Submitted, Submitting, again, check_retryable
 
 __all__ = [
     "Claimed",
@@ -24,6 +24,7 @@ __all__ = [
     "Submission",
     "Submitted",
     "again",
+    "check_retryable",
 ]
 
 

@@ -81,9 +81,14 @@ def again(record: JobRecord, parameters: Parameters, key: str | None = None) -> 
 
     Its priority is kept, the state that it had saved is not.
     """
+    check_retryable(record)
+    return Submission(record.job_type, parameters, Options(record.priority, retried_from=record.uuid), key)
+
+
+def check_retryable(record: JobRecord) -> None:
+    """Raise ``NotRetryable`` unless a job failed or was cancelled."""
     if record.state not in (State.FAILED, State.CANCELLED):
         raise NotRetryable(f"the job is {record.state}: only one that failed or was cancelled can be retried")
-    return Submission(record.job_type, parameters, Options(record.priority, retried_from=record.uuid), key)
 
 
 class Submitting(Records):

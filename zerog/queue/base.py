@@ -106,7 +106,7 @@ class Queue(ABC):
         is normal.
         """
 
-    def together(self) -> AbstractContextManager[None]:
+    def together(self) -> AbstractContextManager[object]:
         """Return a block in which the questions of connections made by ``another`` share what a commit costs.
 
         When its end raises ``QueueUnavailable`` none of them was answered.

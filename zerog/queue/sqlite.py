@@ -12,8 +12,8 @@ import secrets
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -72,6 +72,7 @@ class _File:
         self.connections = 0
         self._lock: Lock | None = None
         self._holding: set[str] = set()
+        self._dead: list[Path] = []
         self._looked = 0.0
         self.transaction = _Transaction(self)
 
@@ -113,30 +114,28 @@ class _File:
             self._lock = None
 
     def somebody_died(self) -> bool:
-        """Return whether there is the lock of a process that is gone; looked at once a second."""
-        if time.monotonic() - self._looked < _FALLBACK:
-            return False
-        found = any(path.stem != self.token and is_unlocked(path) for path in self.notices.glob(f"*{LOCKED}"))
-        if not found:
+        """Return whether there is the lock of a process that is gone; looked for once a second."""
+        if time.monotonic() - self._looked >= _FALLBACK:
             self._looked = time.monotonic()
-        return found
+            locks = self.notices.glob(f"*{LOCKED}")
+            self._dead = [path for path in locks if path.stem != self.token and is_unlocked(path)]
+        return bool(self._dead)
 
-    def free_those_of_the_dead(self, connection: sqlite3.Connection) -> list[Path]:
-        """Make ready what processes hold that are gone; looked at once a second.
+    def free_those_of_the_dead(self, connection: sqlite3.Connection) -> None:
+        """Make ready what processes hold that are gone; ``forget_the_dead`` once that is committed."""
+        if self.somebody_died():
+            for path in self._dead:
+                connection.execute(
+                    "UPDATE entries SET state = 'ready', due = NULL, holder = NULL "
+                    "WHERE due IS NOT NULL AND holder LIKE ? || ':%'",
+                    (path.stem,),
+                )
 
-        Inside a transaction; returns the files that are to be removed when it is committed.
-        """
-        if time.monotonic() - self._looked < _FALLBACK:
-            return []
-        self._looked = time.monotonic()
-        dead = [path for path in self.notices.glob(f"*{LOCKED}") if path.stem != self.token and is_unlocked(path)]
-        for path in dead:
-            connection.execute(
-                "UPDATE entries SET state = 'ready', due = NULL, holder = NULL "
-                "WHERE due IS NOT NULL AND holder LIKE ? || ':%'",
-                (path.stem,),
-            )
-        return dead
+    def forget_the_dead(self) -> None:
+        """Remove the locks of those whose entries have been freed."""
+        for path in self._dead:
+            path.unlink(missing_ok=True)
+        self._dead = []
 
     def notice_directory(self) -> int:
         self.notices.mkdir(parents=True, exist_ok=True)
@@ -240,12 +239,6 @@ class _Transaction:
                 self._connection.execute("ROLLBACK")
 
 
-@contextmanager
-def _plain(transaction: _Transaction) -> Iterator[None]:
-    with transaction:
-        yield
-
-
 class SQLiteQueue(Queue):
     """One connection to the queue in an SQLite file.  ``deadline`` bounds how long a call waits for a lock."""
 
@@ -298,8 +291,8 @@ class SQLiteQueue(Queue):
 
     # Reserving
 
-    def together(self) -> AbstractContextManager[None]:
-        return _plain(self._file.transaction)
+    def together(self) -> AbstractContextManager[object]:
+        return self._file.transaction
 
     def ask(self, tubes: Sequence[str], done: Reservation | None = None, wait: bool = True) -> None:
         self._done = done.identity if isinstance(done, SQLiteReservation) else None
@@ -343,7 +336,7 @@ class SQLiteQueue(Queue):
         now = self._clock.now()
         self._file.hold(self._holder)
         with self._file.transaction as connection:
-            dead = self._file.free_those_of_the_dead(connection)
+            self._file.free_those_of_the_dead(connection)
             self._ripen(connection, now)
             if self._done is not None:
                 connection.execute(f"DELETE FROM entries {_HELD}", (self._done, self._holder, now))
@@ -354,8 +347,7 @@ class SQLiteQueue(Queue):
                     "UPDATE entries SET state = 'reserved', due = ?, holder = ? WHERE id = ?",
                     (now + ttr, self._holder, identity),
                 )
-        for path in dead:
-            path.unlink(missing_ok=True)
+        self._file.forget_the_dead()
         self._done = None
         return None if best is None else SQLiteReservation(body, self, identity)
 

@@ -18,10 +18,9 @@ from zerog.exceptions import (
     NotFound,
     RangeNotSatisfiable,
 )
-from zerog.manager import Options, Page, Submission, again
+from zerog.manager import Options, Page, Submission, again, check_retryable
 from zerog.outcome import Result
 from zerog.record import JobRecord, State
-from zerog.registry import Parameters
 from zerog.server.endpoint import ANY, EVENTS, HTML, JSON, Answer, Endpoint, Parameter, chosen, ranged
 from zerog.server.negotiation import choose
 
@@ -256,7 +255,7 @@ class Retry(OfJob):
         key = idempotency_key(self)
         registry = self.services.registry
         body = self.request.body or codec.dumps(self.record.parameters)
-        again(self.record, Parameters({}))  # what cannot be retried is refused before its parameters are
+        check_retryable(self.record)  # before its parameters are looked at
         return await submit(self, again(self.record, registry.validate(self.record.job_type, body), key))
 
 
