@@ -64,9 +64,9 @@ class Deployment:
         self.start_agent()
         return self
 
-    def start_server(self) -> Process:
+    def start_server(self, **settings: Any) -> Process:
         """Start the server and wait until it is ready."""
-        self.server = self._start("server")
+        self.server = self._start("server", **settings)
         wait_until(lambda: self._ready() or (self.server and self.server.popen.poll() is not None), 30, "the server")
         assert self.server.popen.poll() is None, f"the server ended:\n{self.server.log.read_text()[-2000:]}"
         return self.server
@@ -95,12 +95,12 @@ class Deployment:
         agent.popen.wait(30)
         self.start_agent()
 
-    def restart_server(self, number: int = signal.SIGKILL) -> None:
+    def restart_server(self, number: int = signal.SIGKILL, **settings: Any) -> None:
         """End the server with a signal and start it again."""
         assert self.server is not None
         self.server.signal(number)
         self.server.popen.wait(30)
-        self.start_server()
+        self.start_server(**settings)
 
     def log(self, command: str = "worker") -> str:
         """Return what the processes of a command have logged."""

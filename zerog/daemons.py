@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from zerog import bootstrap
+from zerog import bootstrap, failpoints
 from zerog.config import SETTINGS, Settings
 from zerog.exceptions import BadSetting
 
@@ -30,6 +30,7 @@ def run_server(settings: Settings) -> None:
     from zerog.server import app
 
     _follow_parent()
+    _arm()
     app.check_address(settings.address, settings.insecure, settings.sources["address"])
     parts = bootstrap.assemble(settings)
     sockets = app.bind(settings.address, settings.port)
@@ -56,6 +57,7 @@ def run_server(settings: Settings) -> None:
 def run_worker(settings: Settings) -> None:
     """Run an agent until a signal has drained it."""
     parent = _follow_parent()
+    _arm()
     agent, parts, lock = bootstrap.make_agent(settings)
     agent.parent = parent
     say_where(settings, parts)
@@ -63,6 +65,12 @@ def run_worker(settings: Settings) -> None:
     agent.run()
     parts.store.close()
     lock.close()
+
+
+def _arm() -> None:
+    armed = failpoints.arm(os.environ.get(failpoints.VARIABLE))
+    if armed:
+        logger.warning("fail points are armed: %s", ", ".join(armed))
 
 
 def say_where(settings: Settings, parts: bootstrap.Parts) -> None:

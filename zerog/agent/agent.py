@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from zerog import failpoints
 from zerog.agent.attempt import Terms
 from zerog.agent.pipe import BrokenPipe
 from zerog.agent.process import Child, Program
 from zerog.agent.slot import Phase, Slot
 from zerog.clock import Clock
-from zerog.exceptions import QueueUnavailable, StoreUnavailable, Superseded
+from zerog.exceptions import QueueUnavailable, StoreAmbiguous, StoreUnavailable, Superseded
 from zerog.leases import LeaseWatch
 from zerog.manager import Manager
 from zerog.queue.base import Queue
@@ -166,24 +167,29 @@ class Agent:
         looking = now >= self._look_at and any(slot.phase is Phase.RUNNING for slot in self._slots)
         if not slots and not looking:
             return
-        followups: list[Callable[[], None]] = []
+        steps: list[Callable[[], None]] = []
         self._ask_ahead(slots, now)
         try:
             if slots:
-                with self._manager.store.together():
-                    followups += [self._step(slot, slot.step, now) for slot in slots]
-                    followups += [self._step(slot, slot.step_ahead, now) for slot in self._ahead(slots)]
+                steps = failpoints.ambiguous(
+                    "run.commit_ambiguous", lambda: self._steps_together(slots, now), StoreAmbiguous
+                )
         except StoreUnavailable as error:
             # None of it counts: every slot does its step again when the store is back, and finds what had happened.
             self._store_lost(error)
             return
-        for followup in followups:
+        for followup in steps:
             self._guard_pipe(followup)
         self._ask_ahead(slots, self._clock.monotonic())
         for slot in slots:
             slot.say_ended()
         if looking:
             self._look(now)
+
+    def _steps_together(self, slots: list[Slot], now: float) -> list[Callable[[], None]]:
+        with self._manager.store.together():
+            steps = [self._step(slot, slot.step, now) for slot in slots]
+            return steps + [self._step(slot, slot.step_ahead, now) for slot in self._ahead(slots)]
 
     def _ask_ahead(self, slots: list[Slot], now: float) -> None:
         """Ask for the next jobs of slots whose last ones have ended, or are about to."""

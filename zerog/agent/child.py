@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from zerog import failpoints
 from zerog.agent.executor import FLUSHER, Executor, PipeReporter
 from zerog.agent.pipe import BrokenPipe, ChildPipe
 from zerog.registry import Registry
@@ -49,6 +50,7 @@ def _serve(pipe: ChildPipe) -> None:
     hello = pipe.receive()
     assert isinstance(hello, dict)
     _set_up(hello)
+    failpoints.arm(os.environ.get(failpoints.VARIABLE), only=("child.mid",))
     registry = Registry.from_applications(hello["applications"])
     executor = Executor(registry, pipe, PipeReporter(pipe), hello["maxResult"])
     surroundings = Surroundings.now()

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from zerog import failpoints
 from zerog.agent.pipe import BrokenPipe, ChildPipe
 from zerog.exceptions import Fail, InvalidParameters, Retry, UnknownType
 from zerog.job import Context, Job
@@ -261,6 +262,7 @@ class Executor:
         return self._returned(value, context, session)
 
     def _call(self, job: Job, context: Context) -> Any:
+        failpoints.hit("child.mid")
         value = job.run(context)
         if not inspect.isawaitable(value):
             return value

@@ -26,6 +26,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from zerog import failpoints
 from zerog.agent.attempt import WRITE_EVERY, Attempt, Stop, Terms, read_outcome
 from zerog.agent.process import Child
 from zerog.clock import Clock
@@ -209,6 +210,7 @@ class Slot:
     def _is_job(self, reservation: Reservation) -> bool:
         """Return whether an entry names a job; R14: another is not ours to run, and not ours to throw away."""
         if _UUID.fullmatch(reservation.body):
+            failpoints.hit("run.after_reserve")
             return True
         self.buried += 1
         logger.warning("buried an entry that is no job id: %d bytes", len(reservation.body))
@@ -285,6 +287,7 @@ class Slot:
                 case Claimed(held=held) if self.draining or not self._has_child:
                     self._return(held, now)
                 case Claimed(held=held):
+                    failpoints.hit("run.after_claim")
                     self._missing.pop(uuid, None)
                     self._start(held, now)
                 case GiveBack(delay=delay, priority=priority):
@@ -357,12 +360,14 @@ class Slot:
         attempt = self.attempt
         assert attempt is not None and attempt.outcome is not None
         outcome = attempt.outcome
+        failpoints.hit("run.before_record")
         if isinstance(outcome, Succeeded) and attempt.output is not None:
             output = attempt.stored_output()
             output.close()
             outcome = Succeeded(Result(attempt.media_type, output.size, blob=output.blob), outcome.code)
         attempt.say_end(self._clock.now())
         attempt.recorder.flush(self.manager)
+        failpoints.hit("run.after_data")
         held = self.manager.settle(
             attempt.held, attempt.number, outcome, attempt.told, attempt.completeness, attempt.message
         )
@@ -390,9 +395,11 @@ class Slot:
         record = held.record
         self._end_attempt()
         if record.state is State.QUEUED:
+            failpoints.hit("retry.after_record")
             delay = (record.not_before or 0.0) - self._clock.now()
-            self._give_entry_back(max(0.0, delay), record.priority)
+            self._give_entry_back(max(0.0, delay), record.priority, "retry.release_fails")
         else:
+            failpoints.hit("run.after_record")
             self._drop_entry()
 
     def lost_token(self) -> None:
@@ -428,10 +435,17 @@ class Slot:
             self._missing[uuid] = looks
             self._give_entry_back(min(1.0, self.terms.lease / 3), None)
 
-    def _give_entry_back(self, delay: float, priority: int | None) -> None:
+    def _give_entry_back(self, delay: float, priority: int | None, point: str | None = None) -> None:
         reservation = self._reservation
+
+        def release() -> None:
+            if point is not None:
+                failpoints.hit(point, QueueUnavailable)
+            assert reservation is not None
+            reservation.release(delay, priority)
+
         if reservation is not None:
-            self._quietly(lambda: reservation.release(delay, priority))
+            self._quietly(release)
         self._free()
 
     def _drop_entry(self) -> None:
@@ -468,7 +482,13 @@ class Slot:
         if attempt is None or now < attempt.touch_at or self._reservation is None or self.manager.queue_away:
             return
         attempt.touch_at = now + self.terms.lease / 3
-        self._quietly(self._reservation.touch)
+        reservation = self._reservation
+
+        def touch() -> None:
+            failpoints.hit("run.touch_lost", ReservationLost)
+            reservation.touch()
+
+        self._quietly(touch)
 
     # The child
 
@@ -624,6 +644,7 @@ class Slot:
         attempt = self.attempt
         if self.phase is not Phase.RUNNING or attempt is None:
             return
+        failpoints.hit("run.mid")
         if self.stop is not None:
             if now >= self.stop.next:
                 self.retire_child = True

@@ -46,7 +46,7 @@ from couchbase.options import (
 )
 from couchbase.transcoder import RawBinaryTranscoder, RawJSONTranscoder, Transcoder
 
-from zerog import codec
+from zerog import codec, failpoints
 from zerog.datastore.base import Datastore, Document, Entry
 from zerog.exceptions import (
     AlreadyExists,
@@ -185,6 +185,7 @@ class CouchbaseDatastore(Datastore):
         document = b'{"id":"%s","value":%s}' % (identity.encode(), body)
         for _ in range(_TRIES):
             number = self._next_number(log)
+            failpoints.hit("log.after_number")
             if self._write_entry(self._entry_key(log, number), document, identity):
                 return number
         raise StoreAmbiguous(f"the entry could not be appended to {log}")

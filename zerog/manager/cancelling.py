@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from zerog import failpoints
 from zerog.exceptions import Conflict, StoreAmbiguous, StoreUnavailable
 from zerog.manager.records import CONFLICTS, Held
 from zerog.manager.settling import Settling
@@ -24,9 +25,11 @@ class Cancelling(Settling):
             if record.cancel_requested:
                 return held, False
             try:
-                return self._end_seen(held, self._asked), False
+                after = self._end_seen(held, self._asked)
             except (Conflict, StoreAmbiguous):
                 continue
+            failpoints.hit("cancel.after_write")
+            return after, False
         raise StoreUnavailable(f"job {uuid} is being changed by too many at once")
 
     def _asked(self, record: JobRecord) -> JobRecord:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from zerog import codec
+from zerog import codec, failpoints
 from zerog.clock import Clock, to_iso
 from zerog.datastore.base import Datastore
 from zerog.exceptions import (
@@ -142,7 +142,9 @@ class Records:
         cas = self.store.replace(self.key(record.uuid), to_document(record), held.cas)
         return Held(record, cas)
 
-    def guarded(self, held: Held, attempt: int, change: Callable[[JobRecord], JobRecord]) -> Held:
+    def guarded(
+        self, held: Held, attempt: int, change: Callable[[JobRecord], JobRecord], point: str = "run.renew_ambiguous"
+    ) -> Held:
         """Change a running record on behalf of its attempt, and of no other (R4).
 
         The version that is replaced is the one that was checked.  On a conflict, or when it is unknown whether the
@@ -152,7 +154,7 @@ class Records:
             check_attempt(held.record, attempt)
             changed = change(held.record)
             try:
-                return self.write(held, changed)
+                return self._write_at(point, held, changed)
             except Conflict:
                 held = self.read(held.record.uuid)
             except StoreAmbiguous:
@@ -160,6 +162,9 @@ class Records:
                 if same_content(held.record, changed):
                     return held
         raise StoreUnavailable(f"job {held.record.uuid} is being changed by too many at once")
+
+    def _write_at(self, point: str, held: Held, record: JobRecord) -> Held:
+        return failpoints.ambiguous(point, lambda: self.write(held, record), StoreAmbiguous)
 
     # The queue
 
@@ -187,9 +192,13 @@ class Records:
             return not puts
         errors = [error for error in self._put(puts) if error is not None]
         if errors:
-            self.queue_away = True
-            logger.warning("queue away, %d entries are left to the sweep: %s", len(errors), errors[0])
+            self.say_queue_away(errors[0], len(errors))
         return not errors
+
+    def say_queue_away(self, error: QueueError, entries: int) -> None:
+        """Leave puts to the sweep until the queue answers a probe."""
+        self.queue_away = True
+        logger.warning("queue away, %d entries are left to the sweep: %s", entries, error)
 
     def _put(self, puts: Sequence[Put]) -> list[QueueError | None]:
         try:

@@ -83,7 +83,7 @@ class Running(Settling):
                     watch.forget(record.uuid)
                     if self.refuse_worn(held):
                         return Drop()
-                    return Claimed(self.write(held, self._claimed(record, agent, claim)))
+                    return Claimed(self._write_at("run.claim_ambiguous", held, self._claimed(record, agent, claim)))
                 case State.QUEUED:
                     wait = (record.not_before or 0.0) - self.clock.now()
                     return GiveBack(max(0.0, wait), record.priority)

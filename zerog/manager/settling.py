@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zerog import codec
+from zerog import codec, failpoints
 from zerog.clock import to_iso
 from zerog.exceptions import Superseded
 from zerog.manager.records import Held, Records
@@ -64,7 +64,7 @@ class Settling(Records):
                 self._log_end(ended, logged)
             return ended
 
-        return self.guarded(held, attempt, with_entry)
+        return self.guarded(held, attempt, with_entry, "run.record_ambiguous")
 
     def _log_end(self, ended: JobRecord, logged: set[str]) -> None:
         """Append to ``finished``, and ``failed`` for dead letters, once each."""
@@ -73,6 +73,7 @@ class Settling(Records):
             if log not in logged:
                 self.store.append(log, entry)
                 logged.add(log)
+        failpoints.hit("run.after_failed_entry")
 
     def _changes(self, record: JobRecord, outcome: Outcome) -> JobRecord:
         match outcome:
@@ -175,9 +176,10 @@ class Settling(Records):
                 return self._failed(record, 500, "lost", message, losses=losses, **_UNCLAIMED)
             return record.after("lose", losses=losses, completeness=0.0, **_UNCLAIMED)
 
-        after = self._end_seen(held, change)
-        # Only now: a lease that was renewed in the meantime was not lost.
-        self._say_lost(held.record)
+        with self.store.together():
+            after = self._end_seen(held, change)
+            # Only now: a lease that was renewed in the meantime was not lost.
+            self._say_lost(held.record)
         return after
 
     def _say_lost(self, record: JobRecord) -> None:

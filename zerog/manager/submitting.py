@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import uuid as uuids
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from zerog import codec
+from zerog import codec, failpoints
 from zerog.exceptions import (
     AlreadyExists,
+    Conflict,
     DatastoreError,
     IdempotencyKeyReused,
     NotRetryable,
+    QueueUnavailable,
     StoreAmbiguous,
     UnknownJob,
     ZerogError,
 )
-from zerog.manager.records import Held, Records
+from zerog.manager.records import CONFLICTS, Held, Records
 from zerog.record import JobRecord, State, to_document
 from zerog.registry import Parameters
 
@@ -115,9 +117,14 @@ class Submitting(Records):
             if results[index] is None:
                 fresh.setdefault(uuid, index)
         started = self.clock.monotonic()
+        items = [(uuid, submissions[index]) for uuid, index in fresh.items()]
+        inserted: Mapping[str, Held | DatastoreError]
         try:
-            with self.store.together():
-                inserted = self._insert([(uuid, submissions[index]) for uuid, index in fresh.items()])
+            inserted = failpoints.ambiguous(
+                "submit.insert_ambiguous", lambda: self._insert_together(items), StoreAmbiguous
+            )
+        except StoreAmbiguous as error:
+            inserted = dict.fromkeys(fresh, error)  # any of it may have happened: each is read again
         except DatastoreError as error:
             return [result if result is not None else error for result in results]
         for uuid, index in fresh.items():
@@ -126,9 +133,17 @@ class Submitting(Records):
         for index, uuid in enumerate(chosen):
             if results[index] is None:
                 results[index] = self._replay(submissions[index], uuid)
-        new = [done.record for done in results if isinstance(done, Submitted) and not done.replayed]
-        self.enqueue(new)
+        self._put_new([done.record for done in results if isinstance(done, Submitted) and not done.replayed])
         return [result for result in results if result is not None]
+
+    def _put_new(self, records: Sequence[JobRecord]) -> None:
+        failpoints.hit("submit.after_insert")
+        try:
+            failpoints.hit("submit.put_fails", QueueUnavailable)
+            failpoints.ambiguous("submit.put_ambiguous", lambda: self.enqueue(records), QueueUnavailable)
+        except QueueUnavailable as error:
+            self.say_queue_away(error, len(records))
+        failpoints.hit("submit.after_put")
 
     def _replay_known(
         self, submissions: Sequence[Submission], chosen: Sequence[str], results: list[Submitted | ZerogError | None]
@@ -145,9 +160,14 @@ class Submitting(Records):
             if submission.key is not None and uuid in known:
                 results[index] = compare(submission, known[uuid])
 
+    def _insert_together(self, items: Sequence[tuple[str, Submission]]) -> dict[str, Held | DatastoreError]:
+        with self.store.together():
+            return self._insert(items)
+
     def _insert(self, items: Sequence[tuple[str, Submission]]) -> dict[str, Held | DatastoreError]:
         entries = [("jobs", codec.dumps({"uuid": uuid})) for uuid, _ in items]
         numbers = self.store.append_all(entries)
+        failpoints.hit("submit.after_append")
         made: dict[str, JobRecord] = {}
         done: dict[str, Held | DatastoreError] = {}
         for (uuid, submission), number in zip(items, numbers, strict=True):
@@ -193,6 +213,8 @@ class Submitting(Records):
                 return self._replay(submission, uuid)
             if isinstance(done, StoreAmbiguous):
                 done = self.read(uuid)
+                if submission.key is not None and done.record.fingerprint != submission.fingerprint:
+                    return compare(submission, done)
             if isinstance(done, DatastoreError):
                 return done
             if self.clock.monotonic() - started > _STALE_ENTRY:
@@ -204,8 +226,14 @@ class Submitting(Records):
             return error
 
     def _append_again(self, held: Held) -> Held:
+        """Give a job another number: readers of the log may have given up the entry with its first one (R1)."""
         number = self.store.append("jobs", codec.dumps({"uuid": held.record.uuid}))
-        return self.write(held, held.record.evolve(number=number))
+        for _ in range(CONFLICTS):
+            try:
+                return self.write(held, held.record.evolve(number=number))
+            except (Conflict, StoreAmbiguous):
+                held = self.read(held.record.uuid)
+        raise StoreAmbiguous(f"job {held.record.uuid} is being changed by too many at once")
 
     def _replay(self, submission: Submission, uuid: str) -> Submitted | ZerogError:
         try:
