@@ -21,6 +21,7 @@ from zerog.fleet import AgentRecord, Lock, remove_old
 from zerog.manager import Manager
 from zerog.queue.base import Queue
 from zerog.registry import Registry
+from zerog.sweeper import Candidate
 
 if TYPE_CHECKING:
     from zerog.agent.agent import Agent
@@ -113,19 +114,25 @@ def queue_opener(settings: Settings, deadline: float, clock: Clock) -> Callable[
     return lambda: BeanstalkdQueue(address, deadline)
 
 
-def agent_name() -> str:
-    """Return the name of an agent of this process, which no other ever has: pids come again, in containers at once."""
+def process_name() -> str:
+    """Return the name of this process, which no other ever has: pids come again, in containers at once."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def make_lock(settings: Settings, clock: Clock, name: str) -> Lock:
+    """Return the lock that shows that this process lives."""
+    directory = settings.path(settings.run_dir) / "agents"
+    try:
+        lock = Lock(directory, name)
+        remove_old(directory, clock.now())
+    except OSError as error:
+        raise BadSetting(f"run_dir ({settings.sources['run_dir']}): {error}") from error
+    return lock
 
 
 def make_register(settings: Settings, parts: Parts, name: str) -> tuple[Lock, Callable[[], None]]:
     """Return the lock that shows that this agent lives, and what makes it known."""
-    directory = settings.path(settings.run_dir) / "agents"
-    try:
-        lock = Lock(directory, name)
-        remove_old(directory, parts.clock.now())
-    except OSError as error:
-        raise BadSetting(f"run_dir ({settings.sources['run_dir']}): {error}") from error
+    lock = make_lock(settings, parts.clock, name)
     record = AgentRecord(
         name,
         socket.gethostname(),
@@ -156,7 +163,7 @@ def make_agent(settings: Settings) -> tuple[Agent, Parts, Lock]:
         if name not in parts.registry:
             known = ", ".join(parts.registry.names)
             raise BadSetting(f"job_types ({settings.sources['job_types']}): there is no {name!r}, only {known}")
-    name = agent_name()
+    name = process_name()
     lock, register = make_register(settings, parts, name)
     terms = Terms(
         agent=name,
@@ -170,7 +177,16 @@ def make_agent(settings: Settings) -> tuple[Agent, Parts, Lock]:
     program = Program(settings.applications, settings.max_result)
     slots = settings.slots or os.cpu_count() or 1
     agent = Agent(
-        parts.manager, parts.open_queue(), parts.clock, terms, program, slots, settings.drain, settings.sweep, register
+        parts.manager,
+        parts.open_queue(),
+        parts.clock,
+        terms,
+        program,
+        slots,
+        settings.drain,
+        settings.sweep,
+        register,
+        Candidate(name, lock.presence),
     )
     return agent, parts, lock
 

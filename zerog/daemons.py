@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from zerog import bootstrap, failpoints
 from zerog.config import SETTINGS, Settings
 from zerog.exceptions import BadSetting
+from zerog.sweeper import Candidate
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ def run_server(settings: Settings) -> None:
     app.check_address(settings.address, settings.insecure, settings.sources["address"])
     parts = bootstrap.assemble(settings)
     sockets = app.bind(settings.address, settings.port)
+    name = f"server-{bootstrap.process_name()}"
+    lock = bootstrap.make_lock(settings, parts.clock, name)
     server = app.Server(
         parts.manager,
         parts.registry,
@@ -42,6 +45,7 @@ def run_server(settings: Settings) -> None:
         settings.idle_timeout,
         settings.sweep,
         app.hosts(settings.address, settings.allowed_hosts),
+        Candidate(name, lock.presence),
     )
     say_where(settings, parts)
     port = sockets[0].getsockname()[1]
@@ -51,6 +55,7 @@ def run_server(settings: Settings) -> None:
     gc.freeze()
     asyncio.run(app.serve(server, sockets))
     parts.store.close()
+    lock.close()
     logger.info("server stopped")
 
 

@@ -137,6 +137,16 @@ class InvalidParameter(BadRequest):
         self.errors = [{"parameter": parameter, "code": "invalid", "detail": detail}]
 
 
+class UnknownParent(InvalidParameter):
+    """There is no job with the UUID that the parameter parent names."""
+
+    code = "unknown_parent"
+
+    def __init__(self, uuid: str) -> None:
+        super().__init__("parent", f"there is no job {uuid}")
+        self.errors[0]["code"] = self.code
+
+
 class CrossOrigin(RequestError):
     """An unsafe method was sent from a page of another origin."""
 

@@ -113,6 +113,9 @@ class JobRecord(NamedTuple):
     result: Result | None = None
     secrets: tuple[str, ...] = ()
     fingerprint: str | None = None
+    #: Whether other jobs wait for this one, and the place of its entry in the log of its type (0: not known).
+    children: bool = False
+    type_number: int = 0
 
     @property
     def terminal(self) -> bool:

@@ -1,47 +1,61 @@
-"""The sweep (R8): whatever the queue forgot is put again, whatever stands still is taken over.
+"""The sweep (R8): what the queue forgot is put again, what stands still is taken over, what waits is decided.
 
-Here it is the plain walk: the whole ``jobs`` log at the start, then only what was open at the last walk and what came
-since.  Every server and every agent does it; nothing breaks when several do it at once (R3, R4).
+One process walks (``SweeperLease``); nothing breaks when several do.  It keeps the list of the jobs that have not
+ended, and of each what it was when it was looked at last.  A walk looks at what came since the last one, at all that
+run, and at a tenth of the others, so that each is looked at within ten walks; at all of them when it is the first, when
+the queue may have forgotten its entries, or when a tube holds less than it should.
+
+The list is written down as a *mark*: the number in the log of jobs below which all have ended, and the numbers above it
+of those that have not.  A job that waits for weeks pins nothing, and the next sweeper begins where this one was.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from zerog import codec
-from zerog.exceptions import Conflict, DatastoreError, QueueError, StoreUnavailable, ZerogError
+from zerog import codec, failpoints
+from zerog.exceptions import AlreadyExists, Conflict, CorruptDocument, NotFound, StoreUnavailable
 from zerog.leases import LeaseWatch
 from zerog.manager import Held, Manager
-from zerog.queue.base import Put, TubeStats
+from zerog.queue.base import TubeStats
 from zerog.record import JobRecord, State
 
 logger = logging.getLogger(__name__)
 
-_SEGMENT = 500
+#: Records that are read in one go, and how many of those that do not run a walk looks at at least.
+_SEGMENT, _AT_LEAST = 500, 1000
+
+#: Walks within which every open job is looked at, and after which a record that is still due is put again, whatever
+#: the counts of its tube say; and how many of a type in one walk.
+_WITHIN, _OVERDUE = 10, 20
 
 #: Seconds for which a record must have been due before it is missed in the queue: its submit may be under way.
 _GRACE = 1.0
 
-
-#: Walks after which a record that is still due is put again, whatever the counts of its tube say, and how many of a
-#: type in one walk.
-_PATIENCE, _OVERDUE = 10, 20
-
 #: Seconds for which an entry of the log without a record is looked at again: its submit may be under way.
 _ORPHAN = 600.0
+
+_MARK = "sweep-mark"
+
+#: Numbers between two ranges of open jobs that are read along rather than asked for twice.
+_NEAR = 100
 
 
 @dataclass(slots=True)
 class _Open:
-    """A job that had not ended when it was last looked at, or an entry whose record was not there."""
+    """A job that had not ended when it was looked at last, or an entry whose record was not there (no state)."""
 
     uuid: str
     since: float
-    due: int = 0  # walks in a row that found it due
+    job_type: str = ""
+    state: State | None = None
+    due_at: float = 0.0
+    #: The walk that found it due first; -1 if it is not due.
+    due_since: int = -1
 
 
 @dataclass(slots=True)
@@ -51,25 +65,50 @@ class Sweep:
     manager: Manager
     watch: LeaseWatch
     _open: dict[int, _Open] = field(default_factory=dict)
+    _running: set[int] = field(default_factory=set)
     _last: int = 0
+    _walks: int = 0
+    _cursor: int = 0
+    _identity: str | None = None
     _counts: dict[str, TubeStats] = field(default_factory=dict)
-    _running: Counter[str] = field(default_factory=Counter)
     _types: set[str] = field(default_factory=set)
     _write_at: float = 0.0
+    _mark: bytes = b""
+    _begun: bool = False
 
-    def walk(self) -> None:
-        """Look at every open job once; raises when the store or the queue is away."""
+    def forget(self) -> None:
+        """Begin anew at the next walk: somebody else has swept meanwhile."""
+        self._open.clear()
+        self._running.clear()
+        self._last, self._begun, self._mark, self._identity = 0, False, b"", None
+
+    def walk(self, go_on: Callable[[], bool] = lambda: True) -> None:
+        """Look at the open jobs once; raises when the store or the queue is away.
+
+        ``go_on`` is asked after each segment; the walk ends when it says no.
+        """
+        identity = self.manager.queue.identity()
         # The counts come before the records: what is claimed in between makes a tube look fuller, never emptier.
         self._types.update(self.manager.registry.names)
         self._counts = {name: self.manager.queue_stats(name) for name in self._types}
-        self._running = Counter()
-        due: dict[str, list[tuple[int, Put]]] = {}
-        numbers = sorted(self._open)
-        for start in range(0, len(numbers), _SEGMENT):
-            self._look(numbers[start : start + _SEGMENT], due)
-        for segment in self._new_segments():
-            self._look(segment, due)
-        self._put_missing(due)
+        whole = not self._begun or identity != self._identity
+        if not self._begun:
+            self._read_mark()
+        new = list(self._read_new())
+        looked = set(self._choose(whole, new))
+        self._walks += 1
+        if not self._look_at(sorted(looked), go_on):
+            return
+        suspects = self._suspects(looked)
+        if not self._look_at(suspects, go_on):
+            return
+        self._put_missing()
+        self._identity, self._begun = identity, True
+        self._write_mark()
+
+    def same_queue(self) -> bool:
+        """Return whether the queue is the one that the last walk has seen, entries and all."""
+        return self._identity is None or self.manager.queue.identity() == self._identity
 
     def look(self) -> None:
         """Look only at the running jobs whose leases are being watched."""
@@ -90,168 +129,240 @@ class Sweep:
             self.manager.prove_writable()
             self._write_at = now + self.manager.lease / 3
 
-    def _new_segments(self) -> Iterator[list[int]]:
-        """Yield what the log has got since the last walk, a segment at a time."""
+    # What is looked at
+
+    def _read_new(self) -> Iterator[int]:
+        """Take what the log has got since the last walk."""
         now = self.manager.clock.monotonic()
         while entries := self.manager.store.read("jobs", after=self._last, limit=_SEGMENT):
             for entry in entries:
                 self._open[entry.number] = _Open(codec.loads(entry.body)["uuid"], now)
+                yield entry.number
             self._last = entries[-1].number
-            yield [entry.number for entry in entries]
 
-    def _look(self, numbers: list[int], due: dict[str, list[tuple[int, Put]]]) -> None:
-        """Look at a segment: forget what has ended, take over what has lapsed, collect what is due."""
+    def _choose(self, whole: bool, new: Sequence[int]) -> Iterable[int]:
+        """Yield the numbers to look at: all, or the new ones, the running ones, and a share of the others."""
+        numbers = list(self._open)  # in the order of their numbers: that is how they came
+        if whole:
+            return numbers
+        share = max(_AT_LEAST, -(-len(numbers) // _WITHIN))
+        start = bisect_right(numbers, self._cursor)
+        turn = (numbers[start:] + numbers[:start])[:share]
+        if turn:
+            self._cursor = turn[-1]
+        return [*turn, *self._running, *new]
+
+    def _suspects(self, looked: set[int]) -> list[int]:
+        """Return the jobs of types of which entries seem to be missing that this walk has not looked at yet.
+
+        They are counted by what they were when they were looked at last, and may have ended since.
+        """
+        short = {job_type for job_type, due in self._due().items() if self._there(job_type) < len(due)}
+        return [
+            number
+            for number, one in self._open.items()
+            if number not in looked and (one.state is None or one.job_type in short)
+        ]
+
+    def _look_at(self, numbers: Sequence[int], go_on: Callable[[], bool]) -> bool:
+        for start in range(0, len(numbers), _SEGMENT):
+            self._look(numbers[start : start + _SEGMENT])
+            failpoints.hit("sweep.mid")
+            if not go_on():
+                return False
+        return True
+
+    def _look(self, numbers: Sequence[int]) -> None:
+        """Look at a segment: forget what has ended, take over what has lapsed, decide what waits."""
         held = self.manager.read_many([self._open[number].uuid for number in numbers])
-        now = self.manager.clock.now()
-        self._judge(held.values())
+        lost = self._judge(held.values())
         for number in numbers:
             one = self._open[number]
             found = held.get(one.uuid)
-            if self._over(number, one, found):
+            record = lost.get(one.uuid) or (found.record if found is not None else None)
+            if found is not None and found.record.state is State.WAITING and found.cas:
+                record = self.manager.decide(found)
+            if self._over(number, one, record, damaged=found is not None and found.cas == 0):
                 del self._open[number]
-            elif found is not None and _missed(found.record, now):
-                due.setdefault(found.record.job_type, []).append((one.due, self.manager.put_of(found.record)))
-                one.due = (one.due + 1) % _PATIENCE
-            else:
-                one.due = 0
-                if found is not None and found.record.state is State.RUNNING:
-                    self._running[found.record.job_type] += 1
+                self._running.discard(number)
+            elif record is not None:
+                self._note(number, one, record, readable=found is not None and found.cas != 0)
 
-    def _over(self, number: int, one: _Open, found: Held | None) -> bool:
+    def _over(self, number: int, one: _Open, record: JobRecord | None, damaged: bool) -> bool:
         """Return whether an entry needs no further look."""
-        if found is None:
+        if record is None:
             return self.manager.clock.monotonic() - one.since > _ORPHAN
-        return found.record.terminal or (found.cas != 0 and found.record.number != number)
+        return record.terminal or (not damaged and record.number != number)
 
-    def _judge(self, held: Iterable[Held]) -> None:
+    def _note(self, number: int, one: _Open, record: JobRecord, readable: bool) -> None:
+        one.job_type, one.state = record.job_type, record.state
+        (self._running.add if record.state is State.RUNNING else self._running.discard)(number)
+        # What a newer version has written is for that version to put.
+        one.due_at = max(record.updated_at, record.not_before or 0.0) + _GRACE if readable else float("inf")
+        if not self._is_due(one):
+            one.due_since = -1
+        elif one.due_since < 0:
+            one.due_since = self._walks
+
+    def _is_due(self, one: _Open) -> bool:
+        return (
+            one.state is State.QUEUED
+            and one.due_at <= self.manager.clock.now()
+            and one.job_type not in self.manager.paused
+        )
+
+    # What is done about it
+
+    def _judge(self, held: Iterable[Held]) -> dict[str, JobRecord]:
+        """Take from their attempts what has lapsed; return those records as they are then."""
         self.watch.heard()
+        after = {}
         for one in held:
             if self.watch.lapsed(one.record) or self.manager.lost(one.record):
-                self._lose(one)
+                record = self._lose(one)
+                if record is not None:
+                    after[record.uuid] = record
+        return after
 
-    def _lose(self, held: Held) -> None:
+    def _lose(self, held: Held) -> JobRecord | None:
         try:
-            after = self.manager.lose(held)
+            after = self.manager.lose(held).record
         except Conflict:
-            return  # its agent lives, or another sweeper was first
+            return None  # its agent lives, or another sweeper was first
         self.watch.forget(held.record.uuid)
         logger.warning(
             "lost job=%s attempt=%d agent=%s state=%s",
-            held.record.uuid, held.record.attempt, held.record.agent, after.record.state,
+            held.record.uuid, held.record.attempt, held.record.agent, after.state,
         )  # fmt: skip
-        if after.record.state is State.QUEUED:
-            self.manager.enqueue([after.record])
+        if after.state is State.QUEUED and after.job_type not in self.manager.paused:
+            self.manager.enqueue([after])
+        return after
 
-    def _put_missing(self, due: dict[str, list[tuple[int, Put]]]) -> None:
+    def _due(self) -> dict[str, list[_Open]]:
+        due: dict[str, list[_Open]] = {}
+        for one in self._open.values():
+            if self._is_due(one):
+                due.setdefault(one.job_type, []).append(one)
+        return due
+
+    def _there(self, job_type: str) -> int:
+        """Return how many entries of a type stand for jobs that are due."""
+        counts = self._counts.get(job_type, TubeStats())
+        running = Counter(self._open[number].job_type for number in self._running)
+        # What is reserved and does not run yet, or any more, is on its way, not missing.
+        return counts.ready + max(0, counts.reserved - running[job_type])
+
+    def _put_missing(self) -> None:
         """Put as many due jobs of each type as its tube lacks entries, those first that have waited for most walks.
 
         Which entries are missing cannot be known, and putting all of them would double a healthy backlog.  A job that
-        was due in ten walks is put again whatever the counts say, unless its tube has plenty of entries already.
+        was due in ten walks is put again although the counts say that its entry is there, as long as that does not make
+        the tube longer by more than a tenth: as it is emptied, the counts tell.
         """
-        for job_type, found in due.items():
+        for job_type, due in self._due().items():
             if job_type not in self._types:
                 self._types.add(job_type)  # its tube is counted from the next walk on
                 continue
-            counts = self._counts[job_type]
-            # What is reserved and does not run yet, or any more, is on its way, not missing.
-            there = counts.ready + max(0, counts.reserved - self._running[job_type])
-            found.sort(key=lambda one: -one[0])
-            missing = max(0, len(found) - there)
-            if counts.ready < 2 * len(found) + _OVERDUE:
-                overdue = sum(walks == _PATIENCE - 1 for walks, _ in found)
+            there = self._there(job_type)
+            due.sort(key=lambda one: one.due_since if one.due_since >= 0 else self._walks)
+            missing = max(0, len(due) - there)
+            if self._counts[job_type].ready < len(due) + max(_OVERDUE, len(due) // 10):
+                overdue = sum(0 <= one.due_since <= self._walks - _WITHIN + 1 for one in due)
                 missing = max(missing, min(overdue, _OVERDUE))
             if missing:
-                logger.info("swept type=%s due=%d there=%d: putting %d", job_type, len(found), there, missing)
-                self.manager.put_all([put for _, put in found[:missing]])
+                logger.info("swept type=%s due=%d there=%d: putting %d", job_type, len(due), there, missing)
+                self._put(due[:missing])
 
+    def _put(self, missing: Sequence[_Open]) -> None:
+        for start in range(0, len(missing), _SEGMENT):
+            part = missing[start : start + _SEGMENT]
+            now = self.manager.clock.now()
+            held = self.manager.read_many([one.uuid for one in part])
+            # Read again: their priority is not kept here, and what has been claimed since needs no entry.
+            self.manager.enqueue([one.record for one in held.values() if one.cas and one.record.due(now)])
+            for one in part:
+                one.due_since = self._walks
 
-def _missed(record: JobRecord, now: float) -> bool:
-    moment = max(record.updated_at, record.not_before or 0.0)
-    return record.due(now) and now - moment >= _GRACE
+    # The mark
 
+    def _read_mark(self) -> None:
+        """Take over the list of another sweeper, or of an earlier one; without a mark all jobs are looked at."""
+        self._open.clear()
+        self._running.clear()
+        self._last = 0
+        try:
+            mark = codec.loads(self.manager.store.get(_MARK).body)
+            last, ranges = int(mark["last"]), read_ranges(mark["open"])
+        except (NotFound, CorruptDocument, KeyError, TypeError, ValueError):
+            return
+        now = self.manager.clock.monotonic()
+        for first, end, wanted in _spans(ranges):
+            position = first - 1
+            while position < end:
+                entries = self.manager.store.read("jobs", after=position, limit=min(_SEGMENT, end - position))
+                for entry in entries:
+                    if entry.number in wanted:
+                        self._open[entry.number] = _Open(codec.loads(entry.body)["uuid"], now)
+                if not entries:
+                    break
+                position = entries[-1].number
+        self._last = last
 
-class Chores(threading.Thread):
-    """The housekeeping thread of a server or an agent: the sweep, the look at leases, the probe of the queue.
-
-    ``sweep`` is the seconds between walks.  ``also`` are further chores, called about once a second; ``first`` those
-    that come before the first walk.
-    """
-
-    def __init__(
-        self,
-        manager: Manager,
-        sweep: float,
-        also: Iterable[Callable[[], None]] = (),
-        clock_step: float = 0.25,
-        first: Iterable[Callable[[], None]] = (),
-    ) -> None:
-        super().__init__(name="chores", daemon=True)
-        self._manager = manager
-        self._sweep = Sweep(manager, LeaseWatch(manager.clock, manager.lease))
-        self._every = sweep
-        self._first, self._also = tuple(first), tuple(also)
-        self._step = min(clock_step, manager.lease / 8)
-        self._end = threading.Event()
-        self._said: dict[str, str] = {}
-
-    def stop(self) -> None:
-        """End the thread soon; may be called twice, and before it was started."""
-        self._end.set()
-
-    def run(self) -> None:
-        """Do the chores until ``stop``."""
-        tasks = [
-            *(_Task(chore.__name__, 1.0, chore) for chore in self._first),
-            _Task("sweep", self._every, self._walk),
-            _Task("leases", self._manager.lease / 6, self._sweep.look),
-            _Task("queue", 1.0, self._probe),
-            *(_Task(chore.__name__, 1.0, chore) for chore in self._also),
-        ]
-        while True:
-            for task in tasks:
-                if self._end.is_set():
-                    self._manager.close_queue()
-                    return
-                self._do(task)
-            self._end.wait(self._step)
-
-    def _walk(self) -> None:
-        self._sweep.walk()
-
-    def _probe(self) -> None:
-        if self._manager.queue_away and self._manager.probe_queue():
-            self._sweep.walk()
-
-    def _do(self, task: _Task) -> None:
-        now = self._manager.clock.monotonic()
-        if now < task.next:
+    def _write_mark(self) -> None:
+        body = codec.dumps({"last": self._last, "open": write_ranges(list(self._open)), "schema": 1})
+        if body == self._mark:
             return
         try:
-            task.call()
-            if self._said.pop(task.name, None):
-                logger.info("%s works again", task.name)
-            task.next = self._manager.clock.monotonic() + task.every
-        except ZerogError as error:
-            if isinstance(error, StoreUnavailable):
-                self._sweep.watch.silence()
-            self._say(task, error)
-            task.next = self._manager.clock.monotonic() + min(1.0, task.every)
-        except Exception:
-            # A defect in one chore must not end the others; it is said with its traceback, every time.
-            logger.exception("chore %s failed", task.name)
-            task.next = self._manager.clock.monotonic() + max(1.0, task.every)
-
-    def _say(self, task: _Task, error: ZerogError) -> None:
-        kind = type(error).__name__
-        if self._said.get(task.name) != kind:
-            self._said[task.name] = kind
-            what = "store" if isinstance(error, DatastoreError) else "queue" if isinstance(error, QueueError) else "?"
-            logger.warning("%s waits: %s away: %s", task.name, what, error)
+            self.manager.store.replace(_MARK, body, self.manager.store.get(_MARK).cas)
+        except NotFound:
+            try:
+                self.manager.store.insert(_MARK, body)
+            except AlreadyExists:
+                return
+        except Conflict:
+            return  # another sweeper: its mark is as good
+        self._mark = body
 
 
-@dataclass(slots=True)
-class _Task:
-    name: str
-    every: float
-    call: Callable[[], None]
-    next: float = 0.0
+def write_ranges(numbers: Sequence[int]) -> str:
+    """Write growing numbers as text: each run as its distance from the last one, and its length if that is not 1."""
+    parts: list[str] = []
+    last = 0
+    index = 0
+    while index < len(numbers):
+        start = index
+        while index + 1 < len(numbers) and numbers[index + 1] == numbers[index] + 1:
+            index += 1
+        count = index - start + 1
+        parts.append(f"{numbers[start] - last}" + (f"+{count}" if count > 1 else ""))
+        last = numbers[index]
+        index += 1
+    return " ".join(parts)
+
+
+def read_ranges(text: str) -> list[range]:
+    """Read what ``write_ranges`` wrote."""
+    ranges = []
+    last = 0
+    for part in text.split():
+        distance, _, count = part.partition("+")
+        first = last + int(distance)
+        ranges.append(range(first, first + int(count or 1)))
+        last = ranges[-1][-1]
+    return ranges
+
+
+def _spans(ranges: Sequence[range]) -> Iterator[tuple[int, int, set[int]]]:
+    """Yield stretches of a log that are worth reading in one go: first and last number, and those that are wanted."""
+    index = 0
+    while index < len(ranges):
+        start = index
+        while (
+            index + 1 < len(ranges)
+            and ranges[index + 1][0] - ranges[index][-1] <= _NEAR
+            and ranges[index][-1] - ranges[start][0] < 10 * _SEGMENT
+        ):
+            index += 1
+        wanted = {number for part in ranges[start : index + 1] for number in part}
+        yield ranges[start][0], ranges[index][-1], wanted
+        index += 1

@@ -21,12 +21,13 @@ from zerog.agent.attempt import Terms
 from zerog.agent.pipe import BrokenPipe
 from zerog.agent.process import Child, Program
 from zerog.agent.slot import Phase, Slot
+from zerog.chores import Chores
 from zerog.clock import Clock
 from zerog.exceptions import QueueUnavailable, StoreAmbiguous, StoreUnavailable, Superseded
 from zerog.leases import LeaseWatch
 from zerog.manager import Manager
 from zerog.queue.base import Queue
-from zerog.sweep import Chores
+from zerog.sweeper import Candidate
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,8 @@ class Agent:
     """Reserves ids, hands each to a child process, and answers for it until it ends.
 
     ``slots`` jobs run at once.  ``register`` makes the agent known and is called until it succeeds.  ``drain`` is the
-    seconds that running jobs get after the first signal, ``sweep`` those between two walks.  ``run`` must be called in
-    the main thread.
+    seconds that running jobs get after the first signal, ``sweep`` those between two walks of the sweeper, for whose
+    lease ``candidate`` stands.  ``run`` must be called in the main thread.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Agent:
         drain: float = 60.0,
         sweep: float = 30.0,
         register: Callable[[], None] = lambda: None,
+        candidate: Candidate | None = None,
     ) -> None:
         self._manager = manager
         self._clock = clock
@@ -74,7 +76,7 @@ class Agent:
         self._selector = selectors.DefaultSelector()
         self._register = register
         self._registered = False
-        self._chores = Chores(manager, sweep, [self._probe_store], first=[self._say_here])
+        self._chores = Chores(manager, sweep, candidate, also=[self._probe_store], first=[self._say_here])
         self._store_away = False
         self._signals = 0
         #: The process that this one must not outlive, if there is one.

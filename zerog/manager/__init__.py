@@ -1,12 +1,14 @@
 """Manager: every operation on jobs, in the order of a job's life; the sole author of records.
 
 One module a group of verbs: ``records`` (reading and guarded writing, which all others use), ``submitting``,
-``running`` (claim, renew, report, output), ``settling`` (how an attempt ends), ``cancelling``, ``reading``.
+``waiting`` (parents), ``running`` (claim, renew, report, output), ``settling`` (how an attempt ends), ``cancelling``,
+``pausing``, ``reading``.
 """
 
 from __future__ import annotations
 
 from zerog.manager.cancelling import Cancelling
+from zerog.manager.pausing import Pause, Pausing
 from zerog.manager.reading import Page, Reading
 from zerog.manager.records import Held
 from zerog.manager.running import Claimed, Drop, GiveBack, Missing, Running
@@ -21,6 +23,7 @@ __all__ = [
     "Missing",
     "Options",
     "Page",
+    "Pause",
     "Submission",
     "Submitted",
     "again",
@@ -28,5 +31,5 @@ __all__ = [
 ]
 
 
-class Manager(Submitting, Running, Cancelling, Reading):
+class Manager(Submitting, Running, Cancelling, Pausing, Reading):
     """Every operation on jobs.  Synchronous, and safe to use from many threads."""

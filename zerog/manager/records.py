@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ CONFLICTS = 50
 
 #: Key of the document that is written to see whether the store takes writes.
 _PROOF = "writable"
+
+#: Seconds after which an end that was to be written counts as never written.
+_RELEASE_WITHIN = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,11 @@ class Records:
         self._local = threading.local()
         #: True after the queue did not answer: puts are left to the sweep until a probe succeeds.
         self.queue_away = False
+        #: The job types that were paused when this process looked last.
+        self.paused: frozenset[str] = frozenset()
+        #: Jobs whose ends this process has written, or tried to, and whose children may be released then.
+        #: Each with the moment, on the monotonic clock, until which that is tried.
+        self.ended_parents: deque[tuple[str, float]] = deque()
 
     # Names in the store and the queue
 
@@ -139,6 +148,8 @@ class Records:
         """Replace the very version ``held``; ``updatedAt`` moves only if something that clients watch did."""
         if visible(record) != visible(held.record):
             record = record.evolve(updated_at=self.clock.now())
+        if record.children and record.terminal:
+            self.ended_parents.append((record.uuid, self.clock.monotonic() + _RELEASE_WITHIN))
         cas = self.store.replace(self.key(record.uuid), to_document(record), held.cas)
         return Held(record, cas)
 

@@ -17,6 +17,9 @@ from zerog.record import JobRecord, Lease, State
 #: How often the lease of a job must have been seen to move before a second entry of it is deleted.
 _LOOKS = 3
 
+#: Seconds after which an entry of a paused type is looked at again, if somebody watches its tube at all.
+_PAUSED = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
@@ -79,6 +82,8 @@ class Running(Settling):
                     return self._take_over(held, agent, claim, watch)
                 case State.RUNNING:
                     return Drop() if watch.moves(record.uuid) >= _LOOKS else GiveBack(self.lease / 3, record.priority)
+                case State.QUEUED if record.job_type in self.paused:
+                    return GiveBack(_PAUSED, record.priority)
                 case State.QUEUED if record.due(self.clock.now()):
                     watch.forget(record.uuid)
                     if self.refuse_worn(held):
@@ -111,6 +116,8 @@ class Running(Settling):
         watch.forget(held.record.uuid)
         if after.record.state is not State.QUEUED:
             return Drop()
+        if after.record.job_type in self.paused:
+            return GiveBack(_PAUSED, after.record.priority)
         return Claimed(self.write(after, self._claimed(after.record, agent, claim)))
 
     def report(self, held: Held, attempt: int, completeness: float | None = None, message: str | None = None) -> Held:

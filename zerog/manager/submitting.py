@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import uuid as uuids
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,12 @@ from zerog.exceptions import (
     UnknownJob,
     ZerogError,
 )
-from zerog.manager.records import CONFLICTS, Held, Records
+from zerog.manager.records import CONFLICTS, Held
+from zerog.manager.waiting import Waiting
 from zerog.record import JobRecord, State, to_document
 from zerog.registry import Parameters
+
+logger = logging.getLogger(__name__)
 
 #: Seconds between a job's entry in the log and its record, after which readers may have given the entry up.
 _STALE_ENTRY = 60.0
@@ -34,13 +38,15 @@ class Options:
     """How a job is to be run: ``priority`` (lower is more urgent) and ``not_before`` (seconds since 1970).
 
     ``written`` is what the client wrote, by name, for the fingerprint of R2: ``delay=2`` and not the moment.
-    ``retried_from`` is the UUID of the job that this one tries again.
+    ``retried_from`` is the UUID of the job that this one tries again; ``parents`` those of jobs that must have
+    succeeded before this one may run.
     """
 
     priority: int = 1000
     not_before: float | None = None
     written: tuple[tuple[str, str], ...] = ()
     retried_from: str | None = None
+    parents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,7 @@ def check_retryable(record: JobRecord) -> None:
         raise NotRetryable(f"the job is {record.state}: only one that failed or was cancelled can be retried")
 
 
-class Submitting(Records):
+class Submitting(Waiting):
     """The verbs that make jobs."""
 
     def submit(self, submission: Submission) -> Submitted:
@@ -115,6 +121,8 @@ class Submitting(Records):
         fresh: dict[str, int] = {}
         for index, uuid in enumerate(chosen):
             if results[index] is None:
+                results[index] = self._refusal(submissions[index])
+            if results[index] is None:
                 fresh.setdefault(uuid, index)
         started = self.clock.monotonic()
         items = [(uuid, submissions[index]) for uuid, index in fresh.items()]
@@ -133,8 +141,34 @@ class Submitting(Records):
         for index, uuid in enumerate(chosen):
             if results[index] is None:
                 results[index] = self._replay(submissions[index], uuid)
-        self._put_new([done.record for done in results if isinstance(done, Submitted) and not done.replayed])
-        return [result for result in results if result is not None]
+        self._put_new(
+            [
+                done.record
+                for done in results
+                if isinstance(done, Submitted) and done.record.state is State.QUEUED and not done.replayed
+            ]
+        )
+        return [self._decided_now(result) for result in results if result is not None]
+
+    def _refusal(self, submission: Submission) -> ZerogError | None:
+        """Return why a submission must not be stored, if it must not."""
+        if not submission.options.parents:
+            return None
+        try:
+            self.check_parents(submission.options.parents)
+        except ZerogError as error:
+            return error
+        return None
+
+    def _decided_now(self, done: Submitted | ZerogError) -> Submitted | ZerogError:
+        """Look at the parents of a new job once more: one may have ended before it could know of its child."""
+        if isinstance(done, ZerogError) or done.replayed or done.record.state is not State.WAITING:
+            return done
+        try:
+            return Submitted(self.decide(self.read(done.record.uuid)))
+        except ZerogError as error:
+            logger.warning("job %s is left to the sweep: %s", done.record.uuid, error)
+            return done
 
     def _put_new(self, records: Sequence[JobRecord]) -> None:
         failpoints.hit("submit.after_insert")
@@ -162,6 +196,8 @@ class Submitting(Records):
 
     def _insert_together(self, items: Sequence[tuple[str, Submission]]) -> dict[str, Held | DatastoreError]:
         with self.store.together():
+            for uuid, submission in items:
+                self.tie(uuid, submission.options.parents)
             return self._insert(items)
 
     def _insert(self, items: Sequence[tuple[str, Submission]]) -> dict[str, Held | DatastoreError]:
@@ -183,6 +219,8 @@ class Submitting(Records):
             if isinstance(entry, DatastoreError):
                 done[uuid] = entry
                 del made[uuid]
+            else:
+                made[uuid] = made[uuid].evolve(type_number=entry)
         written = self.store.insert_all({self.key(uuid): to_document(record) for uuid, record in made.items()})
         for uuid, record in made.items():
             cas = written[self.key(uuid)]
@@ -200,6 +238,8 @@ class Submitting(Records):
             updated_at=now,
             priority=submission.options.priority,
             not_before=submission.options.not_before,
+            state=State.WAITING if submission.options.parents else State.QUEUED,
+            parents=submission.options.parents,
             retried_from=submission.options.retried_from,
             secrets=submission.parameters.secrets,
             fingerprint=submission.fingerprint if submission.key is not None else None,

@@ -15,6 +15,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.routing import URLSpec
 
+from zerog.chores import Chores
 from zerog.clock import Clock
 from zerog.exceptions import BadSetting, UnknownJob
 from zerog.manager import Manager, Submission, Submitted
@@ -26,7 +27,7 @@ from zerog.server.lanes import Lane
 from zerog.server.routes import ENDPOINTS, pattern
 from zerog.server.status import Nothing
 from zerog.server.watcher import Watcher
-from zerog.sweep import Chores
+from zerog.sweeper import Candidate
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +54,13 @@ class Server:
         idle_timeout: float = 30.0,
         sweep: float = 30.0,
         allowed_hosts: frozenset[str] = frozenset(_LOOPBACK_NAMES),
+        candidate: Candidate | None = None,
     ) -> None:
         self._manager = manager
         self._pool = ThreadPoolExecutor(_POOL, thread_name_prefix="pool")
         self._submit: Lane[Submission, Submitted] = Lane("submits", manager.submit_all)
         self._read: Lane[str, JobRecord] = Lane("reads", self._read_all)
-        self._chores = Chores(manager, sweep)
+        self._chores = Chores(manager, sweep, candidate)
         self._idle_timeout = idle_timeout
         self.services = Services(
             manager=manager,

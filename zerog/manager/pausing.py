@@ -1,0 +1,76 @@
+"""Pausing and resuming job types: a document that says who and when, not the queue's own pause, which it forgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from zerog import codec
+from zerog.clock import from_iso, to_iso
+from zerog.exceptions import AlreadyExists, Conflict, NotFound, StoreAmbiguous, StoreUnavailable
+from zerog.manager.records import CONFLICTS, Records
+
+_KEY = "pauses"
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Who paused a job type, when (seconds since 1970), and why."""
+
+    by: str
+    at: float
+    message: str | None = None
+
+
+class Pausing(Records):
+    """The verbs that hold back job types."""
+
+    def pauses(self) -> dict[str, Pause]:
+        """Return the paused job types as they are in the store."""
+        return self._read_pauses()[0]
+
+    def look_at_pauses(self) -> None:
+        """Renew what this process knows of pauses; claims and the sweep go by that."""
+        self.paused = frozenset(self.pauses())
+
+    def pause(self, job_type: str, by: str, message: str | None = None) -> Pause:
+        """Hold back the queued jobs of a type; running ones go on.  A pause that is there stays as it is."""
+        self.registry.get(job_type)
+        mine = Pause(by, self.clock.now(), message)
+        return self._change(lambda pauses: {job_type: mine, **pauses})[job_type]
+
+    def resume(self, job_type: str) -> None:
+        """Let the jobs of a type run again; nothing happens if it is not paused."""
+        self.registry.get(job_type)
+        self._change(lambda pauses: {name: one for name, one in pauses.items() if name != job_type})
+
+    def _read_pauses(self) -> tuple[dict[str, Pause], int | None]:
+        """Return the pauses and the cas of their document, which is ``None`` as long as there is none."""
+        try:
+            document = self.store.get(_KEY)
+        except NotFound:
+            return {}, None
+        types = codec.loads(document.body)["types"]
+        return {name: Pause(**{**one, "at": from_iso(one["at"])}) for name, one in types.items()}, document.cas
+
+    def _change(self, change: Callable[[Mapping[str, Pause]], dict[str, Pause]]) -> dict[str, Pause]:
+        for _ in range(CONFLICTS):
+            before, cas = self._read_pauses()
+            after = change(before)
+            try:
+                if after != before:
+                    self._write_pauses(after, cas)
+            except (Conflict, AlreadyExists, StoreAmbiguous):
+                continue
+            self.paused = frozenset(after)
+            return after
+        raise StoreUnavailable("the pauses are being changed by too many at once")
+
+    def _write_pauses(self, pauses: Mapping[str, Pause], cas: int | None) -> None:
+        types: dict[str, Any] = {name: {**asdict(one), "at": to_iso(one.at)} for name, one in pauses.items()}
+        body = codec.dumps({"types": types, "schema": 1})
+        if cas is None:
+            self.store.insert(_KEY, body)
+        else:
+            self.store.replace(_KEY, body, cas)
