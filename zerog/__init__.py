@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from zerog.outcome import Requeued as Requeue
     from zerog.outcome import Succeeded
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Client", "Context", "Fail", "Job", "Requeue", "Retry", "Succeeded", "__version__"]
 

@@ -6,8 +6,8 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -17,7 +17,7 @@ from zerog.clock import Clock
 from zerog.config import Settings
 from zerog.datastore.base import Datastore
 from zerog.exceptions import BadSetting, MissingDependency
-from zerog.fleet import AgentRecord, Lock, remove_old
+from zerog.fleet import AgentRecord, Lock, heartbeat, remove_old
 from zerog.manager import Manager
 from zerog.queue.base import Queue
 from zerog.registry import Registry
@@ -130,28 +130,32 @@ def make_lock(settings: Settings, clock: Clock, name: str) -> Lock:
     return lock
 
 
-def make_register(settings: Settings, parts: Parts, name: str) -> tuple[Lock, Callable[[], None]]:
-    """Return the lock that shows that this agent lives, and what makes it known."""
-    lock = make_lock(settings, parts.clock, name)
-    record = AgentRecord(
+def make_record(settings: Settings, parts: Parts, name: str, job_types: Sequence[str], lock: Lock) -> AgentRecord:
+    """Return what an agent says of itself."""
+    return AgentRecord(
         name,
         socket.gethostname(),
         os.getpid(),
         __version__,
-        tuple(parts.registry.names),
+        tuple(job_types),
         parts.clock.now(),
         lock.presence,
+        heartbeat=heartbeat(settings.lease),
     )
 
-    def register() -> None:
-        if parts.manager.fleet.get(name) is None:  # an earlier call may have been in doubt
-            parts.manager.fleet.register(record)
 
-    return lock, register
+@dataclass(frozen=True)
+class AgentParts:
+    """What the daemon of an agent is made of; ``lock`` shows that it lives, ``register`` says so in the store."""
+
+    agent: Agent
+    parts: Parts
+    lock: Lock
+    register: Callable[..., None]
 
 
-def make_agent(settings: Settings) -> tuple[Agent, Parts, Lock]:
-    """Return the agent that the settings describe, what it is made of, and the lock that shows that it lives."""
+def make_agent(settings: Settings) -> AgentParts:
+    """Return the agent that the settings describe."""
     from zerog.agent.agent import Agent
     from zerog.agent.attempt import Terms
     from zerog.agent.process import Program
@@ -164,7 +168,13 @@ def make_agent(settings: Settings) -> tuple[Agent, Parts, Lock]:
             known = ", ".join(parts.registry.names)
             raise BadSetting(f"job_types ({settings.sources['job_types']}): there is no {name!r}, only {known}")
     name = process_name()
-    lock, register = make_register(settings, parts, name)
+    lock = make_lock(settings, parts.clock, name)
+    record = make_record(settings, parts, name, names, lock)
+
+    def register(superseded: int, stopped: bool = False) -> None:
+        now = parts.clock.now()
+        parts.manager.fleet.update(replace(record, heard_at=now, superseded=superseded, stopped=stopped))
+
     terms = Terms(
         agent=name,
         tubes=[parts.manager.tube(name) for name in names],
@@ -188,7 +198,7 @@ def make_agent(settings: Settings) -> tuple[Agent, Parts, Lock]:
         register,
         Candidate(name, lock.presence),
     )
-    return agent, parts, lock
+    return AgentParts(agent, parts, lock, register)
 
 
 def root() -> str:

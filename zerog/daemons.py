@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from zerog import bootstrap, failpoints
 from zerog.config import SETTINGS, Settings
-from zerog.exceptions import BadSetting
+from zerog.exceptions import BadSetting, DatastoreError
 from zerog.sweeper import Candidate
 
 logger = logging.getLogger(__name__)
@@ -63,13 +63,17 @@ def run_worker(settings: Settings) -> None:
     """Run an agent until a signal has drained it."""
     parent = _follow_parent()
     _arm()
-    agent, parts, lock = bootstrap.make_agent(settings)
-    agent.parent = parent
-    say_where(settings, parts)
+    made = bootstrap.make_agent(settings)
+    made.agent.parent = parent
+    say_where(settings, made.parts)
     gc.freeze()
-    agent.run()
-    parts.store.close()
-    lock.close()
+    made.agent.run()
+    try:
+        made.register(made.agent.superseded, stopped=True)
+    except DatastoreError as error:
+        logger.info("the store was not told of the end: %s", error)
+    made.parts.store.close()
+    made.lock.close()
 
 
 def _arm() -> None:

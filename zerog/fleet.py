@@ -12,6 +12,7 @@ import dataclasses
 import fcntl
 import os
 import secrets
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ LOCKED = ".lock"
 
 #: Agents whose presence is remembered.
 _REMEMBERED = 10_000
+
+#: Agents that are looked at when somebody asks who lives, and those that are read in one go.
+_LOOKED_AT, _PAGE = 1000, 100
 
 #: Seconds for which the file of an agent that is gone is kept: it is the proof.
 _KEPT = 86_400.0
@@ -117,10 +121,22 @@ class AgentRecord:
     job_types: tuple[str, ...]
     started_at: float
     presence: Presence | None = None
+    #: When it spoke last, and the seconds between two times that it does; None before version 0.2.
+    heard_at: float | None = None
+    heartbeat: float | None = None
+    stopped: bool = False
+    #: Attempts of which it found out that they were not the current ones any more (R12).
+    superseded: int = 0
+
+    def silent(self, now: float) -> bool:
+        """Return whether nothing was heard of it for three heartbeats; clocks of two machines are compared here."""
+        return self.heard_at is not None and self.heartbeat is not None and now - self.heard_at > 3 * self.heartbeat
 
     def document(self) -> bytes:
         """Write the record as the JSON that the store keeps."""
         members = {**dataclasses.asdict(self), "started_at": to_iso(self.started_at), "schema": 1}
+        if self.heard_at is not None:
+            members["heard_at"] = to_iso(self.heard_at)
         return codec.dumps(members)
 
     @classmethod
@@ -128,7 +144,7 @@ class AgentRecord:
         """Read what ``document`` wrote; ``CorruptDocument`` if it is none."""
         members: dict[str, Any] = codec.loads(body)
         try:
-            presence = members["presence"]
+            presence, heard_at = members["presence"], members.get("heard_at")
             return cls(
                 members["name"],
                 members["hostname"],
@@ -137,9 +153,18 @@ class AgentRecord:
                 tuple(members["job_types"]),
                 from_iso(members["started_at"]),
                 Presence(**presence) if presence is not None else None,
+                from_iso(heard_at) if heard_at is not None else None,
+                members.get("heartbeat"),
+                bool(members.get("stopped", False)),
+                int(members.get("superseded", 0)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptDocument(f"no record of an agent: {error}") from error
+
+
+def heartbeat(lease: float) -> float:
+    """Return the seconds between two times that an agent says that it lives: three fit into a lease."""
+    return max(1.0, lease / 3)
 
 
 def remove_old(directory: Path, now: float) -> None:
@@ -176,6 +201,35 @@ class Fleet:
         """Write down an agent that starts; its name must never have been used before."""
         self._store.insert(_key(record.name), record.document())
         self._store.append("agents", codec.dumps({"agent": record.name}))
+
+    def update(self, record: AgentRecord) -> None:
+        """Write what an agent says of itself now; it alone writes its record, and the first time it registers."""
+        try:
+            self._store.replace(_key(record.name), record.document(), self._store.get(_key(record.name)).cas)
+        except NotFound:
+            self.register(record)
+
+    def serves(self, job_type: str) -> bool:
+        """Return whether a living agent serves a job type.  Of the newest agents, as many as are looked at."""
+        now = self._clock.now()
+        return any(
+            job_type in one.job_types and not one.stopped and not one.silent(now) and not self.gone(one.name)
+            for one in self.newest()
+        )
+
+    def newest(self) -> Iterator[AgentRecord]:
+        """Yield the records of the newest agents, the newest first; a bounded number."""
+        before: int | None = None
+        for _ in range(_LOOKED_AT // _PAGE):
+            entries = self._store.read("agents", before=before, limit=_PAGE)
+            if not entries:
+                return
+            before = entries[-1].number
+            keys = [_key(codec.loads(entry.body)["agent"]) for entry in entries]
+            found = self._store.get_many(keys)
+            for key in dict.fromkeys(keys):
+                with suppress(CorruptDocument, KeyError):
+                    yield AgentRecord.read(found[key].body)
 
     def get(self, name: str) -> AgentRecord | None:
         """Return the record of an agent; None if there is none that can be read."""

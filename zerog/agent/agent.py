@@ -18,12 +18,14 @@ from contextlib import suppress
 
 from zerog import failpoints
 from zerog.agent.attempt import Terms
+from zerog.agent.commands import Commands
 from zerog.agent.pipe import BrokenPipe
 from zerog.agent.process import Child, Program
 from zerog.agent.slot import Phase, Slot
 from zerog.chores import Chores
 from zerog.clock import Clock
 from zerog.exceptions import QueueUnavailable, StoreAmbiguous, StoreUnavailable, Superseded
+from zerog.fleet import heartbeat
 from zerog.leases import LeaseWatch
 from zerog.manager import Manager
 from zerog.queue.base import Queue
@@ -47,7 +49,8 @@ _REST_READS = 16
 class Agent:
     """Reserves ids, hands each to a child process, and answers for it until it ends.
 
-    ``slots`` jobs run at once.  ``register`` makes the agent known and is called until it succeeds.  ``drain`` is the
+    ``slots`` jobs run at once.  ``register`` writes down that the agent lives and how many of its attempts were
+    superseded; it is called again and again.  ``drain`` is the
     seconds that running jobs get after the first signal, ``sweep`` those between two walks of the sweeper, for whose
     lease ``candidate`` stands.  ``run`` must be called in the main thread.
     """
@@ -62,7 +65,7 @@ class Agent:
         slots: int,
         drain: float = 60.0,
         sweep: float = 30.0,
-        register: Callable[[], None] = lambda: None,
+        register: Callable[[int], None] = lambda superseded: None,
         candidate: Candidate | None = None,
     ) -> None:
         self._manager = manager
@@ -74,9 +77,15 @@ class Agent:
         queues = [queue, *(queue.another() for _ in range(slots - 1))]
         self._slots = [Slot(manager, one, clock, self._watch, terms) for one in queues]
         self._selector = selectors.DefaultSelector()
+        self._commands = Commands(queue.another(), manager.agent_tube(terms.agent), self._selector, self._on_command)
         self._register = register
-        self._registered = False
-        self._chores = Chores(manager, sweep, candidate, also=[self._probe_store], first=[self._say_here])
+        self._said = -1
+        self._say_at = 0.0
+        self._chores = Chores(
+            manager, sweep, candidate, also=[self._probe_store, self._notice_pauses], first=[self._say_here]
+        )
+        #: The types that were paused when the slots were told which tubes to serve.
+        self._held_back: frozenset[str] = frozenset()
         self._store_away = False
         self._signals = 0
         #: The process that this one must not outlive, if there is one.
@@ -103,6 +112,11 @@ class Agent:
             self._close()
         logger.info("agent %s stopped", self._terms.agent)
 
+    @property
+    def superseded(self) -> int:
+        """How many attempts turned out not to be the current ones any more."""
+        return sum(slot.superseded for slot in self._slots)
+
     def stop(self) -> None:
         """Drain; the second call, or the first one after the end of ``parent``, stops now."""
         self._signals += 1
@@ -119,6 +133,7 @@ class Agent:
             now = self._clock.monotonic()
         if self._signals:
             self._advance_drain(now)
+        self._hold_back()
         self._tend_children(now)
         for slot in self._slots:
             slot.tick(now)
@@ -146,6 +161,8 @@ class Agent:
             return 0.0
         times = [slot.next_time(self._store_away) - now for slot in self._slots]
         times += [slot.queue.look_within() for slot in self._asked]
+        if not self._manager.queue_away:
+            times.append(self._commands.within())
         times.append(_AWAY if self._store_away or self._manager.queue_away or self._signals else _IDLE)
         if not self._store_away and any(slot.phase is Phase.RUNNING for slot in self._slots):
             times.append(self._look_at - now)
@@ -257,10 +274,37 @@ class Agent:
         self._watch.silence()
 
     def _say_here(self) -> None:
-        """Write down who this is and how to know that it is gone, in the thread of the chores."""
-        if not self._registered:
-            self._register()
-            self._registered = True
+        """Write down who this is and that it lives, in the thread of the chores."""
+        superseded = self.superseded
+        now = self._clock.monotonic()
+        if superseded != self._said or now >= self._say_at:
+            self._register(superseded)
+            self._said, self._say_at = superseded, now + heartbeat(self._terms.lease)
+
+    def _on_command(self, uuid: str) -> None:
+        """Look at once at what runs here."""
+        logger.debug("is to look at job=%s", uuid)
+        self._look_at = 0.0
+
+    def _notice_pauses(self) -> None:
+        """Wake the loop when a type was paused or resumed, from the thread of the chores."""
+        if self._manager.paused != self._held_back:
+            with suppress(OSError, IndexError):
+                self._wakeup[1].send(b"\0")
+
+    def _hold_back(self) -> None:
+        """Serve the tubes of the types that are not paused."""
+        paused = self._manager.paused
+        if paused == self._held_back:
+            return
+        self._held_back = paused
+        closed = {self._manager.tube(name) for name in paused}
+        tubes = [tube for tube in self._terms.tubes if tube not in closed]
+        logger.info("serves %s", ", ".join(tubes) or "nothing: all its types are paused")
+        for slot in self._slots:
+            if slot in self._asked:
+                self._unregister_queue(slot)
+            slot.serve(tubes)
 
     def _probe_store(self) -> None:
         """Ask the store for a sign of life, in the thread of the chores."""
@@ -273,9 +317,15 @@ class Agent:
 
     def _ask_for_work(self) -> None:
         if self._manager.queue_away:
+            self._commands.lost()
             for slot in self._slots:
                 self._unregister_queue(slot)
                 slot.queue_lost()
+            return
+        try:
+            self._commands.listen()
+        except QueueUnavailable as error:
+            self._queue_lost(error)
             return
         for slot in self._slots:
             if slot.phase is not Phase.WAITING:
@@ -314,6 +364,7 @@ class Agent:
             logger.warning("queue away: %s", error)
         self._manager.queue_away = True  # the chores probe it
         # At once: the adapter has closed its connection, and the next socket that is opened may get its number.
+        self._commands.lost()
         for slot in list(self._asked):
             self._unregister_queue(slot)
             slot.queue_lost()
@@ -520,6 +571,7 @@ class Agent:
             with suppress(QueueUnavailable):
                 slot.delete_done()
             slot.queue.close()
+        self._commands.close()
         for child in self._spares:
             self._close_child(child)
         self._chores.join(self._terms.grace)

@@ -23,7 +23,7 @@ import logging
 import re
 import secrets
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from zerog import failpoints
@@ -107,12 +107,21 @@ class Slot:
         #: Whether the claim of this name may be written: then only the record can say whose the job is.
         self._claim_tried = False
         self.draining = False
+        #: The tubes that are served now: those of paused types are not.
+        self._tubes = tuple(terms.tubes)
 
     # Waiting for work
 
     def wants_to_ask(self) -> bool:
         """Return whether the slot could take a job now."""
-        return self.phase is Phase.IDLE and self._has_child
+        return self.phase is Phase.IDLE and self._has_child and bool(self._tubes)
+
+    def serve(self, tubes: Sequence[str]) -> None:
+        """Serve these tubes from now on."""
+        self._tubes = tuple(tubes)
+        if self.phase is Phase.WAITING and not self._asked_ahead:
+            self.queue.withdraw()
+            self.phase = Phase.IDLE
 
     @property
     def _has_child(self) -> bool:
@@ -121,12 +130,12 @@ class Slot:
 
     def ask(self) -> None:
         """Ask the queue for the next entry, deleting the last one on the way."""
-        self.queue.ask(self.terms.tubes, self._take_done())
+        self.queue.ask(self._tubes, self._take_done())
         self.phase = Phase.WAITING
 
     def wants_to_ask_ahead(self, now: float) -> bool:
         """Return whether the end of a job is about to be written, or soon will be, and the slot could take another."""
-        if self._asked_early or not self._has_child or self.looks_ahead:
+        if self._asked_early or not self._has_child or self.looks_ahead or not self._tubes:
             return False
         return self.phase is Phase.ENDING or self.ends_soon(now)
 
@@ -134,7 +143,7 @@ class Slot:
         """Ask for what is ready now, before the end of the last job is written: its claim can share that commit."""
         self._asked_ahead = self._asked_early = True
         self._keep_until = self._clock.monotonic() + _KEEP
-        self.queue.ask(self.terms.tubes, self._take_done(), wait=False)
+        self.queue.ask(self._tubes, self._take_done(), wait=False)
 
     def _take_ahead(self) -> None:
         """Take the answer to ``ask_ahead`` if it is there."""

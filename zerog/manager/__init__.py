@@ -2,19 +2,21 @@
 
 One module a group of verbs: ``records`` (reading and guarded writing, which all others use), ``submitting``,
 ``waiting`` (parents), ``running`` (claim, renew, report, output), ``settling`` (how an attempt ends), ``cancelling``,
-``pausing``, ``reading``.
+``pausing``, ``explaining``, ``reading``.
 """
 
 from __future__ import annotations
 
 from zerog.manager.cancelling import Cancelling
-from zerog.manager.pausing import Pause, Pausing
+from zerog.manager.explaining import WHY, Explaining
+from zerog.manager.pausing import Pause
 from zerog.manager.reading import Page, Reading
 from zerog.manager.records import Held
 from zerog.manager.running import Claimed, Drop, GiveBack, Missing, Running
 from zerog.manager.submitting import Options, Submission, Submitted, Submitting, again, check_retryable
 
 __all__ = [
+    "WHY",
     "Claimed",
     "Drop",
     "GiveBack",
@@ -31,5 +33,5 @@ __all__ = [
 ]
 
 
-class Manager(Submitting, Running, Cancelling, Pausing, Reading):
+class Manager(Submitting, Running, Cancelling, Explaining, Reading):
     """Every operation on jobs.  Synchronous, and safe to use from many threads."""

@@ -29,6 +29,8 @@ class Cancelling(Settling):
             except (Conflict, StoreAmbiguous):
                 continue
             failpoints.hit("cancel.after_write")
+            if after.record.state is State.RUNNING and after.record.agent is not None:
+                self.tell_agent(after.record.agent, uuid)
             return after, False
         raise StoreUnavailable(f"job {uuid} is being changed by too many at once")
 

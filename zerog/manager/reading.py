@@ -152,10 +152,6 @@ class Reading(Records):
 
     # Queues and cursors
 
-    def queue_stats(self, job_type: str) -> TubeStats:
-        """Return how many entries a job type has in the queue, by state."""
-        return self.queue.stats(self.tube(job_type))
-
     def queue_stats_or_none(self, job_type: str) -> TubeStats | None:
         """Return what ``queue_stats`` does, or ``None`` while the queue is away."""
         try:
