@@ -404,3 +404,123 @@ class CloseStreams(zerog.Job):
         sys.stderr.close()
         sys.stdout.close()
         return os.getpid()
+
+
+class Steps(zerog.Job):
+    """Go through steps, keeping each; come to grief at one of them in the first attempt."""
+
+    job_type = "steps"
+    backoff = 0.05
+
+    path: str
+    count: int = 5
+    bad: int = 3
+    how: str = "raise"
+
+    def run(self, context: zerog.Context) -> int:
+        first = context.state or 0
+        for step in range(first, self.count):
+            with Path(self.path).open("a") as file:
+                file.write(f"{context.attempt} {step}\n")
+            if step == self.bad and context.attempt == 1:
+                match self.how:
+                    case "raise":
+                        raise ValueError("a bad step")
+                    case "kill":
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    case "wait":
+                        context.progress(0.5, "at the bad step")
+                        time.sleep(60)
+            context.checkpoint(step + 1)
+            assert context.state == step + 1
+        return first
+
+
+class BadCheckpoint(zerog.Job):
+    """Try to keep what cannot be kept."""
+
+    job_type = "bad-checkpoint"
+
+    def run(self, context: zerog.Context) -> list[str]:
+        refused = []
+        for state in (float("nan"), object(), "x" * 70_000):
+            try:
+                context.checkpoint(state)
+            except ValueError as error:
+                refused.append(str(error))
+        return refused
+
+
+class SoftlyLimited(zerog.Job):
+    """Run into the soft time limit, and heed it or not."""
+
+    job_type = "softly-limited"
+    soft_time_limit = 0.3
+    time_limit = 1.2
+    max_errors = 1
+
+    heed: bool = True
+
+    def run(self, context: zerog.Context) -> str:
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            if self.heed and context.expiring:
+                return "saved"
+            time.sleep(0.02)
+        return "not reached"
+
+
+class SoftlyLimitedAsync(zerog.Job):
+    """Meet the soft time limit in asynchronous code."""
+
+    job_type = "softly-limited-async"
+    soft_time_limit = 0.3
+    max_errors = 1
+
+    heed: bool = True
+
+    async def run(self, context: zerog.Context) -> str:
+        try:
+            await asyncio.sleep(30)
+        except zerog.SoftTimeLimit:
+            if not self.heed:
+                raise
+            await asyncio.sleep(0.05)  # it can still wait for something
+            return "saved"
+        return "not reached"
+
+
+class MemoryLimited(zerog.Job):
+    """Use memory, by itself or in a process that it starts."""
+
+    job_type = "memory-limited"
+    memory_limit = 200 * 1024 * 1024
+    max_errors = 1
+
+    size: int
+    how: str = "touch"
+
+    def run(self, context: zerog.Context) -> int:
+        import resource
+
+        if self.how == "map":
+            bytearray(self.size)
+        elif self.how == "touch":
+            held = [b"x" * 1_000_000 for _ in range(self.size // 1_000_000)]
+            time.sleep(5 if self.size > 150_000_000 else 0)
+            return len(held)
+        elif self.how == "child":
+            code = f"import time; held = [b'x' * 1000000 for _ in range({self.size // 1_000_000})]; time.sleep(5)"
+            subprocess.run([sys.executable, "-c", code], check=False)
+        return resource.getrlimit(resource.RLIMIT_AS)[0]
+
+
+class Unlimited(zerog.Job):
+    """Tell how much the process may map."""
+
+    job_type = "unlimited"
+
+    def run(self, context: zerog.Context) -> int:
+        import resource
+
+        return resource.getrlimit(resource.RLIMIT_AS)[0]

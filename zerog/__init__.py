@@ -34,14 +34,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zerog.client import Client
-    from zerog.exceptions import Fail, Retry
+    from zerog.exceptions import Fail, Retry, SoftTimeLimit
     from zerog.job import Context, Job
     from zerog.outcome import Requeued as Requeue
     from zerog.outcome import Succeeded
 
 __version__ = "0.2.0"
 
-__all__ = ["Client", "Context", "Fail", "Job", "Requeue", "Retry", "Succeeded", "__version__"]
+__all__ = ["Client", "Context", "Fail", "Job", "Requeue", "Retry", "SoftTimeLimit", "Succeeded", "__version__"]
 
 _PLACES = {
     "Client": ("zerog.client", "Client"),

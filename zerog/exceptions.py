@@ -414,6 +414,13 @@ class Fail(JobError):
         self.result_code = code
 
 
+class SoftTimeLimit(JobError):
+    """The soft time limit of the job type has passed; raised inside asynchronous jobs."""
+
+    def __init__(self, message: str = "the soft time limit has passed") -> None:
+        super().__init__(message)
+
+
 #: Reasons of failed jobs that are no error classes of their own, with what they mean: the word that stands in
 #: ``reason`` and, while the data is asked for, in ``code``.
 REASONS: Mapping[str, str] = {
@@ -425,6 +432,7 @@ REASONS: Mapping[str, str] = {
     "newer_version": "The stored document was written by a newer version of ZeroG.",
     "invalid_parameters": "The stored parameters no longer match the schema of the job type.",
     "unknown_type": "No application of this agent has the job type any more.",
+    "soft_time_limit": "The attempt gave up when the soft time limit of its job type had passed.",
     "time_limit": "The attempt ran longer than the time limit of its job type.",
     "memory_limit": "The attempt used more memory than the memory limit of its job type.",
     "crashed": "The process of the attempt ended without an outcome, as often as the job type allows.",
@@ -433,6 +441,7 @@ REASONS: Mapping[str, str] = {
     "retry": "The job asked for another attempt more often than the job type allows.",
     "failed": "The job said that it cannot succeed.",
     "cancelled": "The job was cancelled on request.",
+    "parent_failed": "A job that this one waited for failed, was cancelled, or is gone.",
 }
 
 

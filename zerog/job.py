@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -24,13 +25,18 @@ SETTINGS = (
     "max_crashes",
     "max_losses",
     "time_limit",
+    "soft_time_limit",
     "memory_limit",
+    "retention",
     "rerun_after_crash",
     "fresh_process",
     "backoff",
     "backoff_max",
     "final_errors",
 )
+
+#: Bytes of JSON that a job's state may have.
+MAX_STATE = 64 * 1024
 
 _JOB_TYPE = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
 _RESERVED_TYPES = ("agent", "topic")
@@ -53,9 +59,14 @@ class Job(BaseModel):
     max_errors: ClassVar[int] = 3
     max_crashes: ClassVar[int] = 3
     max_losses: ClassVar[int] = 10
-    #: Limits of one attempt, in seconds and in bytes.  The memory limit is not enforced yet.
+    #: Limits of one attempt.  After ``time_limit`` seconds its processes are ended; after ``soft_time_limit`` the job
+    #: is told (``context.expiring``, ``zerog.SoftTimeLimit`` in asynchronous code).  ``memory_limit`` is in bytes, for
+    #: all processes of the attempt together.
     time_limit: ClassVar[float | None] = None
+    soft_time_limit: ClassVar[float | None] = None
     memory_limit: ClassVar[int | None] = None
+    #: Seconds for which a job of this type is kept after its end; by default the setting ``retention``.
+    retention: ClassVar[float | None] = None
     #: False means "rather not at all than twice".
     rerun_after_crash: ClassVar[bool] = True
     #: True runs each attempt in a new process.
@@ -103,6 +114,8 @@ class Job(BaseModel):
         for name, right, what in _CHECKS:
             if not right(getattr(cls, name)):
                 raise BadJobType(f"{cls.__name__}.{name} is {getattr(cls, name)!r}; it must be {what}")
+        if cls.soft_time_limit is not None and cls.time_limit is not None and cls.soft_time_limit >= cls.time_limit:
+            raise BadJobType(f"{cls.__name__}.soft_time_limit must be less than its time_limit ({cls.time_limit:g} s)")
         if "run" not in {name for base in cls.__mro__[: cls.__mro__.index(Job)] for name in vars(base)}:
             raise BadJobType(f"{cls.__name__} has no run method")
         try:
@@ -140,6 +153,8 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("max_crashes", _count, "an integer from 1 to 1,000,000"),
     ("max_losses", _count, "an integer from 1 to 1,000,000"),
     ("time_limit", _limit, "None or seconds, more than 0"),
+    ("soft_time_limit", _limit, "None or seconds, more than 0"),
+    ("retention", _limit, "None or seconds, more than 0"),
     ("memory_limit", _bytes, "None or bytes, more than 0"),
     ("rerun_after_crash", _flag, "True or False"),
     ("fresh_process", _flag, "True or False"),
@@ -161,11 +176,33 @@ class Reporter(Protocol):
     def cancelled(self) -> bool:
         """Return whether a cancel has arrived."""
 
+    def expiring(self) -> bool:
+        """Return whether the soft time limit has passed."""
+
+    def checkpoint(self, state: bytes) -> None:
+        """Store JSON as the job's state; return when it is stored."""
+
     def open_output(self, media_type: str) -> None:
         """Begin the output."""
 
     def write_output(self, data: bytes) -> None:
         """Add bytes to the output."""
+
+
+def checked_state(state: Any) -> bytes:
+    """Return the state of a job as JSON; ``ValueError`` if it is none, or too large."""
+    try:
+        text = to_json(state)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the state of a job must be JSON: {error}") from error
+    if len(text) > MAX_STATE:
+        raise ValueError(f"the state of a job may have {MAX_STATE} bytes of JSON, not {len(text)}")
+    return text
+
+
+def to_json(value: Any) -> bytes:
+    """Write what a job returned; raises ``TypeError`` or ``ValueError`` for what is no JSON, NaN and circles too."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 class Context:
@@ -176,7 +213,7 @@ class Context:
         self.uuid = uuid
         #: Number of this attempt: it only grows, so writes outside can be fenced with it.
         self.attempt = attempt
-        #: What the job gave to ``Requeue(state=...)`` before, or None.
+        #: What ``checkpoint`` or ``Requeue(state=...)`` of this job has kept last, in whatever attempt, or None.
         self.state = state
         #: True once the job has seen that it is being cancelled.
         self.told = False
@@ -191,6 +228,21 @@ class Context:
         if not self.told and self._reporter.cancelled():
             self.told = True
         return self.told
+
+    @property
+    def expiring(self) -> bool:
+        """Whether the soft time limit has passed; a job that sees it should save what it has and return."""
+        return self._reporter.expiring()
+
+    def checkpoint(self, state: Any) -> None:
+        """Keep ``state`` for whatever attempt comes next, and return when it is stored.
+
+        It survives errors, crashes, losses and drains, and is ``context.state`` from then on.  ``state`` is JSON of up
+        to 64 KiB; other things raise ``ValueError``.
+        """
+        text = checked_state(state)
+        self._reporter.checkpoint(text)
+        self.state = json.loads(text)
 
     def progress(self, completeness: float | None = None, message: str | None = None) -> None:
         """Report how far the job is, 0 to 1, and what it is doing.

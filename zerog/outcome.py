@@ -72,8 +72,12 @@ class Crashed:
 
 @dataclass(frozen=True, slots=True)
 class GivenBack:
-    """The agent stops and returns the job; nothing is spent."""
+    """The agent stops and returns the job; nothing is spent.
 
+    ``started`` says whether its code may have begun.
+    """
+
+    started: bool = True
     message: str = "given back by its agent"
 
 

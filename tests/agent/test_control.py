@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,3 +122,107 @@ def test_the_command_retries(zerog: Deployment, failed: dict[str, Any]) -> None:
         [*arguments[:5], zerog.submit("noop"), "--json"], env=environment, capture_output=True, timeout=60
     )
     assert refused.returncode == 4
+
+
+# Keeping state
+
+
+@pytest.mark.parametrize(("how", "counter"), [("raise", "errors"), ("kill", "crashes")])
+@pytest.mark.requirement("Z12", "Z14")
+def test_a_job_goes_on_where_its_last_checkpoint_was(zerog: Deployment, tmp_path: Path, how: str, counter: str) -> None:
+    path = tmp_path / "steps"
+    uuid = zerog.submit("steps", {"path": str(path), "how": how})
+    record = zerog.wait(uuid)
+    assert (record["state"], record["attempt"], record["counters"][counter]) == ("succeeded", 2, 1)
+    assert zerog.client.get(f"/jobs/{uuid}/data").json() == 3
+    assert path.read_text().splitlines() == ["1 0", "1 1", "1 2", "1 3", "2 3", "2 4"]
+
+
+def test_state_survives_the_loss_of_the_agent_and_a_drain(tmp_path: Path) -> None:
+    with deployed(tmp_path, slots="1") as zerog:
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            path = tmp_path / f"steps{number}"
+            uuid = zerog.submit("steps", {"path": str(path), "how": "wait"})
+            zerog.wait_for(uuid, message="at the bad step")
+            agent = zerog.agents.pop()
+            agent.signal(number)
+            agent.signal(number)  # a second SIGTERM stops at once
+            agent.popen.wait(20)
+            zerog.start_agent()
+            record = zerog.wait(uuid)
+            assert (record["state"], record["attempt"]) == ("succeeded", 2)
+            assert path.read_text().splitlines()[-2:] == ["2 3", "2 4"]
+            assert record["counters"]["losses"] == (1 if number == signal.SIGKILL else 0)
+
+
+def test_a_checkpoint_that_cannot_be_kept_is_refused(zerog: Deployment) -> None:
+    uuid = zerog.submit("bad-checkpoint")
+    zerog.wait(uuid)
+    refused = zerog.client.get(f"/jobs/{uuid}/data").json()
+    assert len(refused) == 3
+    assert "65536 bytes" in refused[2]
+
+
+# Limits
+
+
+@pytest.mark.parametrize("job_type", ["softly-limited", "softly-limited-async"])
+def test_the_soft_limit_lets_a_job_save_what_it_has(zerog: Deployment, job_type: str) -> None:
+    uuid = zerog.submit(job_type)
+    assert zerog.wait(uuid)["state"] == "succeeded"
+    assert zerog.client.get(f"/jobs/{uuid}/data").json() == "saved"
+
+
+@pytest.mark.parametrize(
+    ("job_type", "reason"), [("softly-limited", "time_limit"), ("softly-limited-async", "soft_time_limit")]
+)
+def test_who_does_not_heed_the_soft_limit_fails(zerog: Deployment, job_type: str, reason: str) -> None:
+    uuid = zerog.submit(job_type, {"heed": False})
+    record = zerog.wait(uuid)
+    assert (record["state"], record["resultCode"], record["reason"]) == ("failed", 504, reason)
+    assert [error["reason"] for error in zerog.info(uuid)["errors"]] == [reason]
+
+
+@pytest.mark.parametrize("how", ["touch", "child", "map"])
+def test_too_much_memory_is_507(zerog: Deployment, how: str) -> None:
+    uuid = zerog.submit("memory-limited", {"size": 700_000_000 if how == "map" else 300_000_000, "how": how})
+    record = zerog.wait(uuid)
+    assert (record["state"], record["resultCode"], record["reason"]) == ("failed", 507, "memory_limit")
+    assert [error["reason"] for error in zerog.info(uuid)["errors"]] == ["memory_limit"]
+
+
+def test_a_memory_limit_is_of_its_job_alone(zerog: Deployment) -> None:
+    limited = zerog.submit("memory-limited", {"size": 0, "how": "none"})
+    assert zerog.wait(limited)["state"] == "succeeded"
+    assert 0 < zerog.client.get(f"/jobs/{limited}/data").json() < 2**40
+    for _ in range(2):
+        uuid = zerog.submit("unlimited")
+        zerog.wait(uuid)
+        assert zerog.client.get(f"/jobs/{uuid}/data").json() == -1
+
+
+def test_what_must_not_run_twice_is_not_given_back(tmp_path: Path) -> None:
+    with deployed(tmp_path, slots="1", drain="0.2") as zerog:
+        uuid = zerog.submit("only-once", {"seconds": 60})
+        zerog.wait_for(uuid, message="started")
+        zerog.agents.pop().terminate()
+        record = zerog.job(uuid)
+        assert (record["state"], record["resultCode"], record["reason"]) == ("failed", 500, "outcome_unknown")
+        zerog.start_agent()
+        uuid = zerog.submit("only-once")
+        record = zerog.wait(uuid)
+        assert (record["reason"], record["counters"]["crashes"]) == ("outcome_unknown", 1)
+
+
+def test_a_cancel_reaches_an_agent_at_once(zerog: Deployment) -> None:
+    """Through its tube, and not at its next look, which comes within a second."""
+    times = []
+    for _ in range(5):
+        uuid = zerog.submit("asynchronous", {"seconds": 60})
+        zerog.wait_for(uuid, state="running")
+        time.sleep(0.05)  # the child starts the job
+        started = time.monotonic()
+        assert zerog.client.delete(f"/jobs/{uuid}").json()["cancelling"] is True
+        zerog.wait_for(uuid, state="cancelled")
+        times.append(time.monotonic() - started)
+    assert statistics.median(times) < 0.3, times

@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from zerog import failpoints
 from zerog.agent.attempt import Terms
@@ -136,7 +137,7 @@ class Agent:
         self._hold_back()
         self._tend_children(now)
         for slot in self._slots:
-            slot.tick(now)
+            self._guard_pipe(partial(slot.tick, now))
         self._store_steps(now)
         self._ask_for_work()
 

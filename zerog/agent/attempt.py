@@ -64,6 +64,12 @@ class Attempt:
         limit = job.time_limit if job.time_limit is not None else terms.time_limit
         self.limit = limit
         self.limit_at = now + limit if limit is not None else None
+        soft = job.soft_time_limit
+        #: When the child is told that its soft time limit has passed, and when its memory is looked at.
+        self.expire_at = now + soft if soft is not None else None
+        self.memory_at = now if job.memory_limit is not None else None
+        #: The last checkpoint that is not stored yet: its number and the state.
+        self.checkpoint: tuple[int, Any] | None = None
         self.output: BlobWriter | None = None
         self.media_type = ""
         self.waiting_output = bytearray()
@@ -77,7 +83,9 @@ class Attempt:
         return self.completeness is not None or self.message is not None or self.recorder.pending
 
     def report_due(self, now: float) -> bool:
-        """Return whether the record is to be written now: to renew the lease, or with news, once a second."""
+        """Return whether the record is to be written now: for a checkpoint, to renew the lease, or once a second."""
+        if self.checkpoint is not None:
+            return True
         return now >= self.renew_at or (self.dirty and now >= self.write_at)
 
     def take_report(self, message: dict[str, Any]) -> None:

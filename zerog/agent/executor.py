@@ -8,33 +8,41 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import resource
 import sys
 import threading
 import time
 import traceback
 from collections import deque
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from zerog import failpoints
 from zerog.agent.pipe import BrokenPipe, ChildPipe
-from zerog.exceptions import Fail, InvalidParameters, Retry, UnknownType
-from zerog.job import Context, Job
+from zerog.exceptions import Fail, InvalidParameters, Retry, SoftTimeLimit, UnknownType
+from zerog.job import Context, Job, checked_state, to_json
 from zerog.outcome import Requeued, Succeeded
 from zerog.registry import Registry
+
+if TYPE_CHECKING:
+    import asyncio
 
 #: Characters of one message of an event or a traceback; what is longer is cut and marked.
 MAX_MESSAGE = 16 * 1024
 #: Bytes of JSON that travel inside the outcome; more goes as chunks of an output.
 INLINE = 8 * 1024
-#: Bytes of ``state`` that a Requeue may keep.
-MAX_STATE = 64 * 1024
+#: Bytes of address space that an attempt may take beside its memory limit: what is mapped is not all used.
+_ADDRESS_SPARE = 256 * 1024 * 1024
 
 #: Name of the thread that sends the last progress before a long silence.
 FLUSHER = "zerog-flusher"
 
 _CHUNK = 256 * 1024
+#: Seconds for which a checkpoint holds the pipe against other threads that want to hear whether they are cancelled.
+_CHECKPOINT_LOOK = 0.05
 _FLUSH_SECONDS = 0.1
 _KEPT_FIRST = 2000
 _KEPT_LAST = 800
@@ -58,7 +66,9 @@ class PipeReporter:
         self._dirty = threading.Event()
         self._sent_at = 0.0
         self._flusher: threading.Thread | None = None
-        self._cancelled = False
+        self._told: set[str] = set()
+        self._stored = 0
+        self._checkpoints = 0
         self._session = 0
 
     def session(self) -> Session:
@@ -67,7 +77,7 @@ class PipeReporter:
             self._session += 1
             self._progress, self._events, self._last = (None, None), [], {}
             self._dropped = {"events": 0, "bytes": 0}
-            self._cancelled = False
+            self._told = set()
             return Session(self, self._session)
 
     def end_session(self) -> None:
@@ -108,17 +118,31 @@ class PipeReporter:
             self._dropped["events"] += 1
             self._dropped["bytes"] += len(gone[2])
 
-    def cancelled(self, session: int) -> bool:
-        """Return whether a cancel has arrived."""
+    def told(self, session: int, what: str) -> bool:
+        """Return whether the agent has said something: ``cancel`` or ``expire``."""
         if session != self._session:
             return False
-        if not self._cancelled:
-            try:
-                message = self._pipe.poll()
-            except (BrokenPipe, OSError):
-                return False  # the agent is gone, and this process with it in a moment
-            self._cancelled = isinstance(message, dict) and message.get("t") == "cancel"
-        return self._cancelled
+        if what not in self._told:
+            with suppress(BrokenPipe, OSError):  # the agent is gone, and this process with it in a moment
+                self._hear(self._pipe.poll())
+        return what in self._told
+
+    def _hear(self, message: Any) -> None:
+        if not isinstance(message, dict):
+            return
+        if message.get("t") == "stored":
+            self._stored = message["number"]
+        elif message.get("t") in ("cancel", "expire"):
+            self._told.add(message["t"])
+
+    def checkpoint(self, session: int, state: bytes) -> None:
+        """Send the job's state and wait until the agent says that it is stored."""
+        self._check(session)
+        self._checkpoints += 1
+        number = self._checkpoints
+        self._pipe.send({"t": "checkpoint", "number": number, "state": state.decode()})
+        while self._stored < number:
+            self._hear(self._pipe.receive(_CHECKPOINT_LOOK))
 
     def open_output(self, session: int, media_type: str) -> None:
         """Begin the output."""
@@ -204,7 +228,17 @@ class Session:
 
     def cancelled(self) -> bool:
         """Return whether a cancel has arrived."""
-        return self._mine and self._reporter.cancelled(self._number)
+        return self._mine and self._reporter.told(self._number, "cancel")
+
+    def expiring(self) -> bool:
+        """Return whether the soft time limit has passed."""
+        return self._mine and self._reporter.told(self._number, "expire")
+
+    def checkpoint(self, state: bytes) -> None:
+        """Store the state of the job."""
+        if not self._mine:
+            raise ValueError("only the process of the job itself can keep its state")
+        self._reporter.checkpoint(self._number, state)
 
     def open_output(self, media_type: str) -> None:
         """Begin the output."""
@@ -252,7 +286,8 @@ class Executor:
             return _failed(str(error), reason="unknown_type", final=True, free=True)
         process = os.getpid()
         try:
-            value = self._call(job, context)
+            with _memory_limit(job.memory_limit):
+                value = self._call(job, context)
         except BaseException as error:  # also SystemExit and KeyboardInterrupt: user code does not end the child
             _end_if_forked(process, error)
             return self._raised(error, job, context)
@@ -271,16 +306,19 @@ class Executor:
         return asyncio.run(self._await(value, context))
 
     async def _await(self, value: Any, context: Context) -> Any:
-        """Await an asynchronous job, throwing ``CancelledError`` into it when a cancel arrives."""
+        """Await an asynchronous job; a cancel becomes ``CancelledError`` in it, the soft limit ``SoftTimeLimit``."""
         import asyncio
 
-        task = asyncio.ensure_future(value)
+        interrupted = Interruptible(value)
+        task = asyncio.ensure_future(interrupted.run())
         loop = asyncio.get_running_loop()
 
         def heard() -> None:
             if context.cancelled:
                 loop.remove_reader(self.pipe.fileno())
                 task.cancel()
+            elif context.expiring and not interrupted.expired:
+                interrupted.expire(task)
 
         loop.add_reader(self.pipe.fileno(), heard)
         try:
@@ -298,6 +336,11 @@ class Executor:
         if isinstance(error, Fail):
             return _failed(error.detail, reason="failed", code=error.result_code, final=True)
         message = f"{type(error).__name__}: {_text(error)}".rstrip(": ")
+        if isinstance(error, SoftTimeLimit):
+            return _failed(message, trace=_traceback(error), reason="soft_time_limit", code=504)
+        if isinstance(error, MemoryError) and job.memory_limit is not None:
+            text = f"the attempt needed more memory than its limit of {job.memory_limit} bytes"
+            return _failed(text, trace=_traceback(error), reason="memory_limit", code=507)
         return _failed(message, trace=_traceback(error), final=isinstance(error, job.final_errors))
 
     def _returned(self, value: Any, context: Context, session: Session) -> dict[str, Any]:
@@ -329,12 +372,72 @@ class Executor:
 
     def _requeued(self, value: Requeued) -> dict[str, Any]:
         try:
-            text = to_json(value.state)
-        except (TypeError, ValueError, RecursionError) as error:
-            return _failed(f"the state of a Requeue is not JSON: {_text(error)}", reason="result_not_json", final=True)
-        if len(text) > MAX_STATE:
-            return _failed(f"the state of a Requeue has more than {MAX_STATE} bytes", "result_too_large", final=True)
+            text = checked_state(value.state)
+        except ValueError as error:
+            large = "may have" in str(error)
+            return _failed(_text(error), "result_too_large" if large else "result_not_json", final=True)
         return {"t": "outcome", "kind": "requeued", "delay": value.delay, "state": json.loads(text)}
+
+
+class Interruptible:
+    """Drives a job's coroutine, so that another exception than ``CancelledError`` can be thrown into it."""
+
+    def __init__(self, awaitable: Awaitable[Any]) -> None:
+        self._awaitable = awaitable
+        #: Whether the soft time limit has been thrown, or is about to be.
+        self.expired = False
+        self._due: asyncio.Task[Any] | None = None
+
+    def expire(self, task: asyncio.Task[Any]) -> None:
+        """Throw ``SoftTimeLimit`` into the job, by way of a cancel that never reaches it."""
+        self.expired, self._due = True, task
+        task.cancel()
+
+    async def run(self) -> Any:
+        """Return what the job returns."""
+        return await self
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        from asyncio import CancelledError
+
+        inner = self._awaitable.__await__()
+        step: Callable[[], Any] = partial(inner.send, None)
+        while True:
+            try:
+                waits_for = step()
+            except StopIteration as end:
+                return end.value
+            try:
+                step = partial(inner.send, (yield waits_for))
+            except CancelledError as error:
+                thrown: BaseException = error
+                if self._due is not None:
+                    self._due.uncancel()
+                    self._due = None
+                    thrown = SoftTimeLimit()
+                step = partial(inner.throw, thrown)
+
+
+@contextmanager
+def _memory_limit(limit: int | None) -> Iterator[None]:
+    """Let this process, and what it starts, map no more than ``limit`` bytes beyond what it has, and some spare."""
+    if limit is None:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = _address_space() + limit + _ADDRESS_SPARE
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _address_space() -> int:
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def _is_cancel(error: BaseException) -> bool:
@@ -379,11 +482,6 @@ def _failed(
         "after": after,
         "free": free,
     }
-
-
-def to_json(value: Any) -> bytes:
-    """Write what a job returned; raises ``TypeError`` or ``ValueError`` for what is no JSON, NaN and circles too."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _text(error: BaseException) -> str:

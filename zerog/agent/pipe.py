@@ -5,6 +5,7 @@ A frame is four bytes of length, one byte of kind (``j`` JSON, ``b`` bytes of an
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import threading
@@ -140,12 +141,19 @@ class ChildPipe:
         with self._sending:
             self._socket.sendall(frame(message))
 
-    def receive(self) -> Message:
-        """Wait for the next message; ``BrokenPipe`` when the agent is gone."""
+    def receive(self, timeout: float | None = None) -> Message | None:
+        """Wait for the next message, for ``timeout`` seconds at most; ``BrokenPipe`` when the agent is gone."""
         with self._receiving:
             while (message := self._frames.next()) is None:
+                if timeout is not None and not self._readable(timeout):
+                    return None
                 self._feed(self._socket.recv(_READ))
             return message
+
+    def _readable(self, timeout: float) -> bool:
+        poll = select.poll()  # which takes any descriptor, as a job may have opened very many
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(timeout * 1000))
 
     def poll(self) -> Message | None:
         """Return a message if a whole one has arrived."""

@@ -106,6 +106,21 @@ class Child:
         except (OSError, IndexError, ValueError):
             return 0
 
+    def group_memory(self) -> int:
+        """Return the resident memory of the process and of all that descend from it, in bytes."""
+        pages, found = 0, [self.pid]
+        while found:
+            pid = found.pop()
+            try:
+                with open(f"/proc/{pid}/statm", "rb") as file:
+                    pages += int(file.read().split()[1])
+                for thread in os.listdir(f"/proc/{pid}/task"):
+                    with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                        found += [int(child) for child in file.read().split()]
+            except (OSError, IndexError, ValueError):
+                continue  # it has ended in the meantime
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
     def close(self) -> None:
         """End the whole group now, reap the child, and close everything that belongs to it."""
         self.closed = True

@@ -19,6 +19,7 @@ commit; what must not happen before that commit is returned and called after it.
 from __future__ import annotations
 
 import enum
+import json
 import logging
 import re
 import secrets
@@ -57,6 +58,9 @@ _SHORT, _KEEP = 0.001, 0.005
 
 #: Seconds after which it is looked again whether a question is answered whose answer is to be given back.
 _LOOK_AGAIN = 0.02
+
+#: Seconds between two looks at the memory of an attempt that has a limit.
+_MEMORY_EVERY = 0.1
 
 #: Reads of captured output in one go, so that one flooding job leaves the others their turn.
 _STREAM_READS = 16
@@ -311,7 +315,7 @@ class Slot:
     def _return(self, held: Held, now: float) -> None:
         """Give back a job that was claimed and cannot be started here: it spends nothing."""
         self.attempt = Attempt(held, Job, now, self.terms)
-        self.attempt.outcome = GivenBack()
+        self.attempt.outcome = GivenBack(started=False)
         self.phase = Phase.ENDING
 
     def _start(self, held: Held, now: float) -> None:
@@ -351,9 +355,10 @@ class Slot:
 
         if not attempt.report_due(now):
             return stored
-        completeness, message = attempt.completeness, attempt.message
+        completeness, message, checkpoint = attempt.completeness, attempt.message, attempt.checkpoint
         attempt.recorder.flush(self.manager)
-        held = self.manager.report(attempt.held, attempt.number, completeness, message)
+        state = () if checkpoint is None else checkpoint[1:]
+        held = self.manager.report(attempt.held, attempt.number, completeness, message, state)
 
         def after() -> None:
             stored()
@@ -362,6 +367,10 @@ class Slot:
             attempt.completeness = attempt.message = None
             attempt.write_at = now + WRITE_EVERY
             attempt.renew_at = now + self.terms.lease / 3
+            if checkpoint is not None:
+                attempt.checkpoint = None
+                assert self.child is not None
+                self.child.pipe.send({"t": "stored", "number": checkpoint[0]})
 
         return after
 
@@ -523,6 +532,8 @@ class Slot:
         elif message["t"] == "output":
             attempt.output = self.manager.open_output(attempt.uuid, attempt.number)
             attempt.media_type = message["mediaType"]
+        elif message["t"] == "checkpoint":
+            attempt.checkpoint = (message["number"], json.loads(message["state"]))
         elif message["t"] == "outcome":
             self._on_outcome(attempt, message)
 
@@ -662,7 +673,23 @@ class Slot:
             text = f"the attempt ran longer than its time limit of {attempt.limit:g} s"
             outcome = Failed(text, reason="time_limit", code=504)
             self._stop_child(outcome, [signal.SIGTERM, signal.SIGKILL], now)
+        else:
+            self._watch_child(now, attempt)
         self.touch(now)
+
+    def _watch_child(self, now: float, attempt: Attempt) -> None:
+        """Tell the child that its soft time limit has passed, and end it if its processes hold too much memory."""
+        assert self.child is not None
+        if attempt.expire_at is not None and now >= attempt.expire_at:
+            attempt.expire_at = None
+            self.child.pipe.send({"t": "expire"})
+        if attempt.memory_at is None or now < attempt.memory_at:
+            return
+        attempt.memory_at = now + _MEMORY_EVERY
+        limit, size = attempt.job.memory_limit, self.child.group_memory()
+        if limit is not None and size > limit:
+            text = f"the processes of the attempt held {size} bytes, more than its limit of {limit}"
+            self._stop_child(Failed(text, reason="memory_limit", code=507), [signal.SIGKILL], now)
 
     @property
     def token_lost(self) -> bool:
@@ -685,6 +712,6 @@ class Slot:
             times.append(attempt.touch_at)
         if self.stop is not None:
             times.append(self.stop.next)
-        elif attempt.limit_at is not None:
-            times.append(attempt.limit_at)
+        else:
+            times += [at for at in (attempt.limit_at, attempt.expire_at, attempt.memory_at) if at is not None]
         return min(times)

@@ -120,17 +120,25 @@ class Running(Settling):
             return GiveBack(_PAUSED, after.record.priority)
         return Claimed(self.write(after, self._claimed(after.record, agent, claim)))
 
-    def report(self, held: Held, attempt: int, completeness: float | None = None, message: str | None = None) -> Held:
+    def report(
+        self,
+        held: Held,
+        attempt: int,
+        completeness: float | None = None,
+        message: str | None = None,
+        state: tuple[Any, ...] = (),
+    ) -> Held:
         """Write the progress of an attempt, which also renews its lease; without progress it only renews it.
 
-        Completeness never goes back within an attempt.
+        Completeness never goes back within an attempt.  ``state`` has the job's new state, if there is one.
         """
+        kept: Mapping[str, Any] = {"job_state": state[0]} if state else {}
 
         def change(record: JobRecord) -> JobRecord:
             assert record.lease is not None  # R4 has checked that it is running
             lease = record.lease
             renewed = Lease(lease.agent, lease.claim, lease.sequence + 1, self.clock.now() + self.lease)
-            return with_progress(record, completeness, message).after("renew", lease=renewed)
+            return with_progress(record, completeness, message).after("renew", lease=renewed, **kept)
 
         return self.guarded(held, attempt, change)
 

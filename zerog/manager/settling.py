@@ -85,8 +85,8 @@ class Settling(Records):
                 return self._after(record, after_error(self._policy(record), record, outcome, self._uniform), outcome)
             case Crashed():
                 return self._after(record, after_crash(self._policy(record), record, outcome, self._uniform), outcome)
-            case GivenBack():
-                return self._given_back(record)
+            case GivenBack(started=started):
+                return self._given_back(record, started)
         raise TypeError(f"{outcome!r} is no outcome of a running attempt")
 
     def _policy(self, record: JobRecord) -> Any:
@@ -122,7 +122,10 @@ class Settling(Records):
         now = self.clock.now()
         return record.after("fail", result_code=code, reason=reason, message=cut(message), finished_at=now, **changes)
 
-    def _given_back(self, record: JobRecord) -> JobRecord:
+    def _given_back(self, record: JobRecord, started: bool) -> JobRecord:
+        if started and not self._policy(record).rerun_after_crash:
+            message = "its agent stopped while the job ran, and its type forbids to run it again"
+            return self._failed(record, 500, "outcome_unknown", message, **_UNCLAIMED)
         return record.after("give_back", completeness=0.0, **_UNCLAIMED)
 
     def _cancelled(self, record: JobRecord) -> JobRecord:
