@@ -50,6 +50,7 @@ _PLACES = {
     "Job": ("zerog.job", "Job"),
     "Requeue": ("zerog.outcome", "Requeued"),
     "Retry": ("zerog.exceptions", "Retry"),
+    "SoftTimeLimit": ("zerog.exceptions", "SoftTimeLimit"),
     "Succeeded": ("zerog.outcome", "Succeeded"),
 }
 

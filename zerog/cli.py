@@ -170,9 +170,22 @@ def _client(server: str | None, token: str | None) -> Client:
 @click.argument("job_type", metavar="TYPE")
 @click.argument("values", nargs=-1, metavar="[NAME=VALUE]...")
 @click.option("--wait", is_flag=True, help="wait for the end, then print the data")
+@click.option("--delay", type=float, metavar="SECONDS", help="run it so much later")
+@click.option("--not-before", metavar="TIME", help="run it not before a time such as 2026-01-31T12:00:00Z")
+@click.option("--priority", type=int, help="lower is more urgent  [default: 1000]")
+@click.option("--parent", "parents", multiple=True, metavar="UUID", help="run it when this job has succeeded")
 @over_http
 def run(
-    job_type: str, values: tuple[str, ...], wait: bool, as_json: bool, server: str | None, token: str | None
+    job_type: str,
+    values: tuple[str, ...],
+    wait: bool,
+    delay: float | None,
+    not_before: str | None,
+    priority: int | None,
+    parents: tuple[str, ...],
+    as_json: bool,
+    server: str | None,
+    token: str | None,
 ) -> None:
     """Run a job.  Values are read as the type's schema says: width=640, path=a.png, 'tags=["a"]'.
 
@@ -180,22 +193,38 @@ def run(
     """
     client = _client(server, token)
     schema = client.type(job_type)["schema"]
-    view = client.submit(job_type, as_values(values, schema))
+    view = client.submit(
+        job_type,
+        as_values(values, schema),
+        delay=delay,
+        not_before=not_before,
+        priority=priority,
+        parents=parents,
+    )
     if not wait:
         click.echo(json.dumps(view) if as_json else view["uuid"])
         return
     sys.exit(follow_to_end(client, view, as_json))
 
 
-@main.command()
+@main.group(cls=_Group, invoke_without_command=True)
 @click.option("--type", "job_type", help="only jobs of this type")
 @click.option("--state", help="only jobs in this state")
 @click.option("--limit", default=20, show_default=True, help="how many")
 @over_http
+@click.pass_context
 def jobs(
-    job_type: str | None, state: str | None, limit: int, as_json: bool, server: str | None, token: str | None
+    context: click.Context,
+    job_type: str | None,
+    state: str | None,
+    limit: int,
+    as_json: bool,
+    server: str | None,
+    token: str | None,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first; or do something to many."""
+    if context.invoked_subcommand is not None:
+        return
     items = list(_client(server, token).jobs(job_type, state, limit))
     if as_json:
         click.echo(json.dumps(items))
@@ -204,6 +233,26 @@ def jobs(
         ("UUID", "TYPE", "STATE", "DONE", "MESSAGE"),
         [(i["uuid"], i["jobType"], i["state"], f"{i['completeness']:.0%}", i["message"] or "") for i in items],
     )
+
+
+@jobs.command("retry")
+@click.option("--type", "job_type", required=True, help="jobs of this type")
+@click.option("--state", type=click.Choice(["failed", "cancelled"]), default="failed", show_default=True)
+@click.option("--limit", default=100, show_default=True, help="how many at most")
+@over_http
+def jobs_retry(job_type: str, state: str, limit: int, as_json: bool, server: str | None, token: str | None) -> None:
+    """Try the newest jobs of a type that failed, or were cancelled, again: each once, as a new one."""
+    items = _client(server, token).retry_many(job_type, state, limit)
+    if as_json:
+        click.echo(json.dumps(items))
+    else:
+        rows = [(_uuid_of(i["job"]), _uuid_of(i["retried"]) if "retried" in i else i["detail"]) for i in items]
+        print_rows(("JOB", "TRIED AGAIN AS"), rows)
+    sys.exit(0 if all("retried" in item for item in items) else _EXIT_REFUSED)
+
+
+def _uuid_of(reference: dict[str, str]) -> str:
+    return reference["href"].rsplit("/", 1)[-1]
 
 
 @main.group(cls=_Group)
@@ -262,6 +311,15 @@ def job_events(uuid: str, level: str | None, as_json: bool, server: str | None, 
             click.echo(f"{entry['at']} {entry.get('source') or entry['level']}: {safe(entry['message'])}")
 
 
+@job.command("explain")
+@click.argument("uuid")
+@over_http
+def job_explain(uuid: str, as_json: bool, server: str | None, token: str | None) -> None:
+    """Say why a job is not done."""
+    view = _client(server, token).explain(uuid)
+    click.echo(json.dumps(view) if as_json else f"{view['reason']}: {safe(view['message'])}")
+
+
 @job.command("cancel")
 @click.argument("uuid")
 @over_http
@@ -310,19 +368,48 @@ def types(job_type: str | None, as_json: bool, server: str | None, token: str | 
     print_rows(("TYPE", "WHAT IT DOES"), [(i["jobType"], i["description"].split("\n")[0]) for i in items])
 
 
-@main.command()
+@main.group(cls=_Group, invoke_without_command=True)
 @over_http
-def queue(as_json: bool, server: str | None, token: str | None) -> None:
-    """Show the queue of every job type."""
-    items = [{"jobType": one["jobType"], "queue": one["queue"]} for one in _client(server, token).types()]
+@click.pass_context
+def queue(context: click.Context, as_json: bool, server: str | None, token: str | None) -> None:
+    """Show the queue of every job type; or hold one back."""
+    if context.invoked_subcommand is not None:
+        return
+    items = [{name: one[name] for name in ("jobType", "queue", "paused")} for one in _client(server, token).types()]
     if as_json:
         click.echo(json.dumps(items))
         return
     names = ("ready", "reserved", "delayed", "buried")
     print_rows(
-        ("TYPE", *(name.upper() for name in names)),
-        [(i["jobType"], *(str(i["queue"][name]) if i["queue"] else "away" for name in names)) for i in items],
+        ("TYPE", *(name.upper() for name in names), "PAUSED"),
+        [
+            (
+                i["jobType"],
+                *(str(i["queue"][name]) if i["queue"] else "away" for name in names),
+                f"by {i['paused']['by']}" if i["paused"] else "",
+            )
+            for i in items
+        ],
     )
+
+
+@queue.command("pause")
+@click.argument("job_type", metavar="TYPE")
+@click.option("--message", "-m", help="why, for whoever asks")
+@over_http
+def queue_pause(job_type: str, message: str | None, as_json: bool, server: str | None, token: str | None) -> None:
+    """Hold back the queued jobs of a type; its running jobs go on, and submits are accepted."""
+    view = _client(server, token).pause(job_type, message)
+    click.echo(json.dumps(view) if as_json else f"{job_type} is paused by {view['paused']['by']}")
+
+
+@queue.command("resume")
+@click.argument("job_type", metavar="TYPE")
+@over_http
+def queue_resume(job_type: str, as_json: bool, server: str | None, token: str | None) -> None:
+    """Let the jobs of a type run again."""
+    view = _client(server, token).resume(job_type)
+    click.echo(json.dumps(view) if as_json else f"{job_type} is not paused")
 
 
 def _print_view(view: dict[str, Any], as_json: bool) -> None:

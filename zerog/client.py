@@ -18,7 +18,7 @@ import http.client
 import json
 import os
 import uuid as uuids
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -42,11 +42,32 @@ class Client:
 
     # Jobs
 
-    def submit(self, job_type: str, parameters: Mapping[str, Any], key: str | None = None) -> dict[str, Any]:
-        """Submit a job and return its progress view; the same ``key`` submits it once."""
+    def submit(
+        self,
+        job_type: str,
+        parameters: Mapping[str, Any],
+        key: str | None = None,
+        *,
+        delay: float | None = None,
+        not_before: str | None = None,
+        priority: int | None = None,
+        parents: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """Submit a job and return its progress view; the same ``key`` submits it once.
+
+        ``delay`` is in seconds, ``not_before`` a time as in RFC 3339; a lower ``priority`` is more urgent; ``parents``
+        are the UUIDs of jobs that must have succeeded before.
+        """
         headers = {"Idempotency-Key": key or str(uuids.uuid4())}
-        body = json.dumps(parameters).encode()
-        return self._json("POST", f"/run/{quote(job_type, safe='')}", body, headers)
+        options = {
+            "delay": None if delay is None else f"{delay:.3f}",
+            "notBefore": not_before,
+            "priority": priority,
+        }
+        pairs = [(name, value) for name, value in options.items() if value is not None]
+        query = urlencode([*pairs, *(("parent", parent) for parent in parents)])
+        path = f"/run/{quote(job_type, safe='')}" + (f"?{query}" if query else "")
+        return self._json("POST", path, json.dumps(parameters).encode(), headers)
 
     def progress(self, uuid: str) -> dict[str, Any]:
         """Return how far a job is."""
@@ -69,6 +90,24 @@ class Client:
         headers = {"Idempotency-Key": key or str(uuids.uuid4())}
         body = None if parameters is None else json.dumps(parameters).encode()
         return self._json("POST", f"{_job(uuid)}/retry", body, headers)
+
+    def retry_many(self, job_type: str, state: str = "failed", limit: int = 100) -> list[dict[str, Any]]:
+        """Try the newest jobs of a type that failed, or were cancelled, again, each once; a verdict for each."""
+        body = json.dumps({"type": job_type, "state": state, "limit": limit}).encode()
+        items: list[dict[str, Any]] = self._json("POST", "/jobs:retry", body)["items"]
+        return items
+
+    def explain(self, uuid: str) -> dict[str, Any]:
+        """Return why a job is not done."""
+        return self._json("GET", f"{_job(uuid)}/explain")
+
+    def pause(self, job_type: str, message: str | None = None) -> dict[str, Any]:
+        """Hold back the queued jobs of a type; returns the type."""
+        return self._json("POST", f"{_type(job_type)}/pause", json.dumps({"message": message}).encode())
+
+    def resume(self, job_type: str) -> dict[str, Any]:
+        """Let the jobs of a type run again; returns the type."""
+        return self._json("POST", f"{_type(job_type)}/resume")
 
     def follow(self, uuid: str) -> Iterator[dict[str, Any]]:
         """Yield the progress view now and at each change, until the job has ended."""
@@ -123,7 +162,7 @@ class Client:
 
     def type(self, job_type: str) -> dict[str, Any]:
         """Return one job type."""
-        return self._json("GET", f"/types/{quote(job_type, safe='')}")
+        return self._json("GET", _type(job_type))
 
     def _items(self, href: str | None, limit: int | None) -> Iterator[dict[str, Any]]:
         count = 0
@@ -187,6 +226,10 @@ class Client:
 
 def _job(uuid: str) -> str:
     return f"/jobs/{quote(uuid, safe='')}"
+
+
+def _type(job_type: str) -> str:
+    return f"/types/{quote(job_type, safe='')}"
 
 
 def _error(status: int, content: bytes) -> ZerogError:

@@ -211,11 +211,14 @@ class Fleet:
 
     def serves(self, job_type: str) -> bool:
         """Return whether a living agent serves a job type.  Of the newest agents, as many as are looked at."""
+        return any(job_type in one.job_types for one in self.living())
+
+    def living(self) -> Iterator[AgentRecord]:
+        """Yield those of the newest agents that live, as far as that can be known."""
         now = self._clock.now()
-        return any(
-            job_type in one.job_types and not one.stopped and not one.silent(now) and not self.gone(one.name)
-            for one in self.newest()
-        )
+        for one in self.newest():
+            if not one.stopped and not one.silent(now) and not self.gone(one.name):
+                yield one
 
     def newest(self) -> Iterator[AgentRecord]:
         """Yield the records of the newest agents, the newest first; a bounded number."""

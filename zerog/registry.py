@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 from pydantic import BaseModel, SecretBytes, SecretStr
@@ -18,6 +18,8 @@ from zerog import codec
 from zerog.exceptions import BadJobType, BadSetting, InvalidParameters, UnknownType
 from zerog.job import Job
 from zerog.retry import Policy
+
+M = TypeVar("M", bound=BaseModel)
 
 #: How many faults of one set of parameters are listed.
 MAX_FAULTS = 20
@@ -167,7 +169,12 @@ def _name(job: type[Job]) -> str:
     return f"{job.__module__}.{job.__qualname__}"
 
 
-def _validate(job: type[Job], body: bytes, parsed: Mapping[str, Any]) -> Job:
+def read_body(model: type[M], body: bytes) -> M:
+    """Check the bytes that a client sent against a model; raises ``BadRequest`` or ``InvalidParameters``."""
+    return _validate(model, body, codec.parse(body))
+
+
+def _validate(job: type[M], body: bytes, parsed: Mapping[str, Any]) -> M:
     try:
         return job.model_validate_json(body, strict=True, extra="forbid")
     except pydantic.ValidationError as error:

@@ -8,8 +8,9 @@ from typing import Any
 
 from zerog import codec
 from zerog.clock import to_iso
+from zerog.exceptions import ZerogError
 from zerog.queue.base import TubeStats
-from zerog.record import JobRecord
+from zerog.record import JobRecord, State
 from zerog.registry import redact
 
 #: Endings of downloaded files, by media type.
@@ -100,6 +101,56 @@ def entry(one: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in one.items() if name != "level"}
 
 
+#: What the reasons of ``explain`` say to people; the facts stand in braces.
+_WHY = {
+    "newer_version": "it was written by a newer version of ZeroG, which alone may touch it",
+    "finished": "it has {state}",
+    "cancelling": "it is being cancelled",
+    "running": "it runs on agent {agent}, which was heard {seconds} s ago",
+    "lease_silent": "it runs on agent {agent}, which has been silent for {seconds} s; "
+    "when its lease has lapsed the job goes on elsewhere",
+    "waiting_for_parent": "it waits for {count} of its parents to succeed",
+    "paused": "its type was paused by {by} at {at}",
+    "not_before": "it may not run before {notBefore}",
+    "no_agent": "no living agent serves the job type {jobType}",
+    "ahead": "at most {ahead} jobs of its type are ahead of it",
+}
+
+
+def explanation(record: JobRecord, reason: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return why a job is not done."""
+    shown = dict(facts)
+    for name in ("at", "notBefore"):
+        if name in shown:
+            shown[name] = to_iso(shown[name])
+    if "parents" in shown:
+        shown["parents"] = [{"href": job_href(parent)} for parent in shown["parents"]]
+    words = {"state": record.state.value, "count": len(shown.get("parents", ())), **shown}
+    text = _WHY[reason].format_map({name: "" if value is None else value for name, value in words.items()})
+    if record.state is State.CANCELLED:
+        text = "it was cancelled"
+    if reason == "paused" and shown["message"]:
+        text += f": {shown['message']}"
+    if reason == "ahead" and shown["ahead"] is None:
+        text = "it waits in the queue, which does not answer now"
+    return {
+        "href": f"{job_href(record.uuid)}/explain",
+        "uuid": record.uuid,
+        "jobType": record.job_type,
+        "state": record.state.value,
+        "reason": reason,
+        **shown,
+        "message": text,
+    }
+
+
+def retried(uuid: str, done: JobRecord | ZerogError) -> dict[str, Any]:
+    """Return the verdict on one of many jobs that were to be tried again."""
+    if isinstance(done, ZerogError):
+        return {"job": {"href": job_href(uuid)}, "status": done.status, "code": done.code, "detail": done.detail}
+    return {"job": {"href": job_href(uuid)}, "status": 202, "retried": {"href": job_href(done.uuid)}}
+
+
 def times(record: JobRecord) -> dict[str, str | None]:
     """Return when the current attempt started and when the job ended."""
     return {"startedAt": _iso(record.started_at), "finishedAt": _iso(record.finished_at)}
@@ -110,14 +161,17 @@ def counters(record: JobRecord) -> dict[str, int]:
     return {"errors": record.errors, "crashes": record.crashes, "losses": record.losses}
 
 
-def job_type(description: Mapping[str, Any], host: str, stats: TubeStats | None) -> dict[str, Any]:
-    """Return a job type, the line of curl that runs it, and its queue (``null`` while the queue is away)."""
+def job_type(
+    description: Mapping[str, Any], host: str, stats: TubeStats | None, pause: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return a job type, the line of curl that runs it, its pause, and its queue (``null`` while the queue is away)."""
     name = description["jobType"]
     body = codec.dumps(description["example"]).decode().replace("'", "'\\''")
     return {
         **description,
         "curl": f"curl -X POST http://{host}/run/{name} -H 'Content-Type: application/json' -d '{body}'",
         "queue": queue(stats),
+        "paused": None if pause is None else {**pause, "at": to_iso(pause["at"])},
         "href": f"/types/{name}",
     }
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.deployment import Deployment, deployed
+from tests.services import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +147,9 @@ def test_state_survives_the_loss_of_the_agent_and_a_drain(tmp_path: Path) -> Non
             zerog.wait_for(uuid, message="at the bad step")
             agent = zerog.agents.pop()
             agent.signal(number)
-            agent.signal(number)  # a second SIGTERM stops at once
+            if number == signal.SIGTERM:
+                wait_until(lambda: "draining" in zerog.log(), what="the drain")
+                agent.signal(number)  # a second one stops at once
             agent.popen.wait(20)
             zerog.start_agent()
             record = zerog.wait(uuid)

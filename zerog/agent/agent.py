@@ -282,10 +282,16 @@ class Agent:
             self._register(superseded)
             self._said, self._say_at = superseded, now + heartbeat(self._terms.lease)
 
-    def _on_command(self, uuid: str) -> None:
-        """Look at once at what runs here."""
-        logger.debug("is to look at job=%s", uuid)
-        self._look_at = 0.0
+    def _on_command(self, what: str) -> None:
+        """Look at once at what runs here, or at what is paused."""
+        logger.debug("is to look at %s", what)
+        if what != "pauses":
+            self._look_at = 0.0
+            return
+        try:
+            self._manager.look_at_pauses()
+        except StoreUnavailable as error:
+            self._store_lost(error)
 
     def _notice_pauses(self) -> None:
         """Wake the loop when a type was paused or resumed, from the thread of the chores."""

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 class Commands:
     """The agent's own tube, heard on a connection of its own.
 
-    ``look`` is called with the UUID of a job whose record should be looked at.  What is no command is dropped: nobody
+    ``look`` is called with what should be looked at: the UUID of a job, or ``pauses``.  What is no command is dropped: nobody
     else will ever read this tube.  Every method but ``close`` may raise ``QueueUnavailable``.
     """
 

@@ -493,9 +493,11 @@ def _text(error: BaseException) -> str:
 
 def _traceback(error: BaseException) -> str:
     """Return the traceback from the job's own code on."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-        trace = trace.tb_next
+    trace = here = error.__traceback__
+    while here is not None:
+        if here.tb_frame.f_code.co_filename == __file__ and here.tb_next is not None:
+            trace = here.tb_next  # asyncio's own frames stand between ours
+        here = here.tb_next
     try:
         text = "".join(traceback.format_exception(type(error), error, trace))
     except Exception:

@@ -1,8 +1,8 @@
 """Manager: every operation on jobs, in the order of a job's life; the sole author of records.
 
 One module a group of verbs: ``records`` (reading and guarded writing, which all others use), ``submitting``,
-``waiting`` (parents), ``running`` (claim, renew, report, output), ``settling`` (how an attempt ends), ``cancelling``,
-``pausing``, ``explaining``, ``reading``.
+``retrying``, ``waiting`` (parents), ``running`` (claim, renew, report, output), ``settling`` (how an attempt ends),
+``cancelling``, ``pausing``, ``explaining``, ``reading``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from zerog.manager.explaining import WHY, Explaining
 from zerog.manager.pausing import Pause
 from zerog.manager.reading import Page, Reading
 from zerog.manager.records import Held
+from zerog.manager.retrying import Retrying
 from zerog.manager.running import Claimed, Drop, GiveBack, Missing, Running
-from zerog.manager.submitting import Options, Submission, Submitted, Submitting, again, check_retryable
+from zerog.manager.submitting import Options, Submission, Submitted, again, check_retryable
 
 __all__ = [
     "WHY",
@@ -33,5 +34,5 @@ __all__ = [
 ]
 
 
-class Manager(Submitting, Running, Cancelling, Explaining, Reading):
+class Manager(Retrying, Running, Cancelling, Explaining, Reading):
     """Every operation on jobs.  Synchronous, and safe to use from many threads."""

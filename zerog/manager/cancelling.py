@@ -30,7 +30,7 @@ class Cancelling(Settling):
                 continue
             failpoints.hit("cancel.after_write")
             if after.record.state is State.RUNNING and after.record.agent is not None:
-                self.tell_agent(after.record.agent, uuid)
+                self.tell_agents([after.record.agent], uuid)
             return after, False
         raise StoreUnavailable(f"job {uuid} is being changed by too many at once")
 

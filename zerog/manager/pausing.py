@@ -64,6 +64,8 @@ class Pausing(Records):
             except (Conflict, AlreadyExists, StoreAmbiguous):
                 continue
             self.paused = frozenset(after)
+            if after != before:
+                self.tell_agents((one.name for one in self.fleet.living()), "pauses")
             return after
         raise StoreUnavailable("the pauses are being changed by too many at once")
 

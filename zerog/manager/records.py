@@ -210,11 +210,12 @@ class Records:
             self.say_queue_away(errors[0], len(errors))
         return not errors
 
-    def tell_agent(self, agent: str, uuid: str) -> None:
-        """Make an agent look at the record of a job at once: it would see it within a second without this."""
-        if self.queue_away or self.fleet.gone(agent):
-            return
-        self._put([Put(self.agent_tube(agent), codec.dumps({"look": uuid}), ttr=self.lease)])
+    def tell_agents(self, agents: Iterable[str], look: str) -> None:
+        """Make agents look at once at a job's record, or at the ``pauses``: they would do so within a second anyway."""
+        body = codec.dumps({"look": look})
+        living = [agent for agent in agents if not self.fleet.gone(agent)]
+        if living and not self.queue_away:
+            self._put([Put(self.agent_tube(agent), body, ttr=self.lease) for agent in living])
 
     def say_queue_away(self, error: QueueError, entries: int) -> None:
         """Leave puts to the sweep until the queue answers a probe."""

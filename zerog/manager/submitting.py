@@ -72,8 +72,12 @@ class Submission:
         """The UUID that the job gets: made from principal and key, else random."""
         if self.key is None:
             return str(uuids.uuid4())
-        name = f"{len(self.principal)}:{self.principal}{len(self.key)}:{self.key}"
-        return str(uuids.uuid5(_NAMESPACE, name))
+        return uuid_of(self.principal, self.key)
+
+
+def uuid_of(principal: str, key: str) -> str:
+    """Return the UUID of the job that a key of a principal stands for (R2)."""
+    return str(uuids.uuid5(_NAMESPACE, f"{len(principal)}:{principal}{len(key)}:{key}"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,7 +233,7 @@ class Door(tornado.web.RequestHandler):
             self._check_media_type()
         pairs = self._query_pairs()
         request.query = read_query(pairs, self._endpoint.parameters.get(verb, ()))
-        request.written = dict(pairs)
+        request.written = _written(pairs)
         call: Callable[[], Any] = getattr(endpoint, verb.lower())
         done = call()
         if isinstance(done, Awaitable):
@@ -374,6 +374,14 @@ def log_request(handler: tornado.web.RequestHandler) -> None:
     """Log an answered request at debug level, one line, without query or body."""
     request: HTTPServerRequest = handler.request
     logger.debug("%s %s %d", request.method, codec.printable(request.path, 200), handler.get_status())
+
+
+def _written(pairs: list[tuple[str, str]]) -> dict[str, str]:
+    """Return the query by name; the values of a name that stands several times are joined, sorted, each once."""
+    values: dict[str, set[str]] = {}
+    for name, value in pairs:
+        values.setdefault(name, set()).add(value)
+    return {name: ",".join(sorted(several)) for name, several in values.items()}
 
 
 async def _discard(stream: Any) -> None:

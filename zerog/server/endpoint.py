@@ -12,6 +12,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from pydantic import BaseModel
+
 from zerog.clock import Clock
 from zerog.exceptions import InvalidParameter, UnknownJob
 from zerog.manager import Manager, Submission, Submitted
@@ -55,6 +57,8 @@ class Parameter:
     description: str
     default: Any = None
     required: bool = False
+    #: Whether it may stand several times: then its value is a tuple, in which nothing is twice.
+    repeated: bool = False
 
 
 @dataclass(slots=True)
@@ -121,6 +125,8 @@ class Endpoint:
     offers: ClassVar[tuple[str, ...]] = (JSON, HTML)
     #: Methods whose body is read as JSON.
     takes_json: ClassVar[tuple[str, ...]] = ()
+    #: The models of those bodies that are no parameters of a job.
+    bodies: ClassVar[Mapping[str, type[BaseModel]]] = {}
     #: Those of them that may come without a body.
     body_optional: ClassVar[tuple[str, ...]] = ()
     #: What the methods answer, for the description: method → status → (description, schema name, media types).
@@ -198,11 +204,12 @@ def read_query(pairs: list[tuple[str, str]], parameters: tuple[Parameter, ...]) 
         if name not in known:
             names = ", ".join(known) or "none"
             raise InvalidParameter(name[:100], f"there is no such parameter here; there are: {names}")
-        if name in seen:
+        if name in seen and not known[name].repeated:
             raise InvalidParameter(name, "it stands twice in the query")
         seen.add(name)
         try:
-            values[name] = known[name].parse(text)
+            value = known[name].parse(text)
         except ValueError as error:
             raise InvalidParameter(name, f"it must be {error}") from error
+        values[name] = tuple(dict.fromkeys((*values[name], value))) if known[name].repeated else value
     return values

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlencode
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from zerog import codec, views
 from zerog.exceptions import (
@@ -17,10 +20,12 @@ from zerog.exceptions import (
     NotAcceptable,
     NotFound,
     RangeNotSatisfiable,
+    UnknownParent,
 )
 from zerog.manager import Options, Page, Submission, again, check_retryable
 from zerog.outcome import Result
 from zerog.record import JobRecord, State
+from zerog.registry import read_body
 from zerog.server.endpoint import ANY, EVENTS, HTML, JSON, Answer, Endpoint, Parameter, chosen, ranged
 from zerog.server.negotiation import choose
 
@@ -37,6 +42,24 @@ _INTEGER = {"type": "integer"}
 LIMIT = Parameter("limit", ranged("limit", 1, 1000), {**_INTEGER, "minimum": 1, "maximum": 1000, "default": 50},
                   "how many items a page has", 50)  # fmt: skip
 CURSOR = Parameter("cursor", str, {"type": "string"}, "where the page starts, from the last one's next")
+
+
+class PauseBody(BaseModel):
+    """The body of a pause."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    message: str | None = Field(None, max_length=1000)
+
+
+class RetryBody(BaseModel):
+    """The body that says which jobs are to be tried again."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: str
+    state: Literal["failed", "cancelled"] = "failed"
+    limit: int = Field(100, ge=1, le=1000)
 
 
 def parse_delay(text: str) -> float:
@@ -58,6 +81,13 @@ def parse_moment(text: str) -> float:
         raise ValueError(right) from error
 
 
+def parse_parent(text: str) -> str:
+    """Read the UUID of a parent; what is none is an unknown job like any other."""
+    if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", text, re.ASCII):
+        raise UnknownParent(codec.printable(text, 100))
+    return text.lower()
+
+
 class Run(Endpoint):
     """Submit a job."""
 
@@ -73,6 +103,8 @@ class Run(Endpoint):
             Parameter("priority", ranged("priority", 0, 2**32 - 1),
                       {**_INTEGER, "minimum": 0, "maximum": 2**32 - 1, "default": 1000},
                       "lower is more urgent", 1000),
+            Parameter("parent", parse_parent, {"type": "string", "format": "uuid"},
+                      "job that must have succeeded before; may stand several times", (), repeated=True),
         )
     }  # fmt: skip
     responses = {
@@ -105,7 +137,8 @@ class Run(Endpoint):
         if moment is not None and moment > now + _YEAR:
             raise InvalidParameter("notBefore", "it must be at most a year ahead")
         not_before = moment if moment is not None and moment > now else None
-        return Options(query["priority"], not_before, tuple(sorted(self.request.written.items())))
+        written = tuple(sorted(self.request.written.items()))
+        return Options(query["priority"], not_before, written, parents=query["parent"])
 
 
 def idempotency_key(endpoint: Endpoint) -> str | None:
@@ -257,6 +290,42 @@ class Retry(OfJob):
         body = self.request.body or codec.dumps(self.record.parameters)
         check_retryable(self.record)  # before its parameters are looked at
         return await submit(self, again(self.record, registry.validate(self.record.job_type, body), key))
+
+
+class Retries(Endpoint):
+    """Try many jobs again."""
+
+    name = "retry many"
+    url = "/jobs:retry"
+    takes_json = ("POST",)
+    bodies: ClassVar[Mapping[str, type[BaseModel]]] = {"POST": RetryBody}
+    responses = {
+        "POST": {
+            200: ("a verdict for each job that was found", "Retries"),
+            404: ("there is no such job type", "Problem"),
+            422: ("the body does not say which", "Problem"),
+        }
+    }
+
+    async def post(self) -> Answer:
+        """Try again the newest jobs of a type that failed, or were cancelled, and have not been tried again so."""
+        wanted = read_body(RetryBody, self.request.body)
+        self.services.registry.get(wanted.type)
+        verdicts = await self.off_loop(self.manager.retry_many, wanted.type, State(wanted.state), wanted.limit)
+        return Answer({"items": [views.retried(*verdict) for verdict in verdicts], "href": self.url}, page="retries")
+
+
+class Explain(OfJob):
+    """Why a job is not done."""
+
+    name = "explain"
+    url = "/jobs/{uuid}/explain"
+    responses = {"GET": {200: ("exactly one reason, and its facts", "Explanation")}}
+
+    async def get(self) -> Answer:
+        """Say why the job is not done: the first reason that holds."""
+        reason, facts = await self.off_loop(self.manager.explain, self.record)
+        return Answer(views.explanation(self.record, reason, facts), page="explanation")
 
 
 class Progress(OfJob):
@@ -451,20 +520,58 @@ class Types(Endpoint):
         return Answer({"items": items, "next": None, "href": "/types"}, page="types")
 
 
-class Type(Endpoint):
-    """One job type."""
-
-    name = "type"
-    url = "/types/{jobType}"
-    responses = {"GET": {200: ("its schema, an example, the curl that runs it, and its queue", "Type")}}
+class OfType(Endpoint):
+    """Base of what lies below one job type."""
 
     async def find(self) -> None:
         """Refuse a type that nobody knows."""
         self.services.registry.get(self.request.path["jobType"])
 
+    async def show(self) -> Answer:
+        """Return the job type as it is now."""
+        return Answer(await type_view(self, self.request.path["jobType"], self.request.host), page="type")
+
+
+class Type(OfType):
+    """One job type."""
+
+    name = "type"
+    url = "/types/{jobType}"
+    responses = {"GET": {200: ("its schema, an example, the curl that runs it, its pause and its queue", "Type")}}
+
     async def get(self) -> Answer:
         """Show the job type."""
-        return Answer(await type_view(self, self.request.path["jobType"], self.request.host), page="type")
+        return await self.show()
+
+
+class PauseType(OfType):
+    """Hold back the jobs of a type."""
+
+    name = "pause"
+    url = "/types/{jobType}/pause"
+    takes_json = ("POST",)
+    body_optional = ("POST",)
+    bodies: ClassVar[Mapping[str, type[BaseModel]]] = {"POST": PauseBody}
+    responses = {"POST": {200: ("the type, which is paused now or was before", "Type")}}
+
+    async def post(self) -> Answer:
+        """Pause the type: its running jobs go on, its queued ones wait, submits are accepted."""
+        wanted = read_body(PauseBody, self.request.body) if self.request.body else PauseBody(message=None)
+        await self.off_loop(self.manager.pause, self.request.path["jobType"], "local", wanted.message)
+        return await self.show()
+
+
+class ResumeType(OfType):
+    """Let the jobs of a type run again."""
+
+    name = "resume"
+    url = "/types/{jobType}/resume"
+    responses = {"POST": {200: ("the type, which is not paused", "Type")}}
+
+    async def post(self) -> Answer:
+        """Resume the type."""
+        await self.off_loop(self.manager.resume, self.request.path["jobType"])
+        return await self.show()
 
 
 async def type_view(endpoint: Endpoint, name: str, host: str) -> dict[str, Any]:
@@ -472,4 +579,6 @@ async def type_view(endpoint: Endpoint, name: str, host: str) -> dict[str, Any]:
     stats = None
     if not endpoint.manager.queue_away:
         stats = await endpoint.off_loop(endpoint.manager.queue_stats_or_none, name)
-    return views.job_type(endpoint.services.registry.describe(name), host, stats)
+    pause = (await endpoint.off_loop(endpoint.manager.pauses)).get(name)
+    shown = asdict(pause) if pause is not None else None
+    return views.job_type(endpoint.services.registry.describe(name), host, stats, shown)

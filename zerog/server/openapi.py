@@ -8,6 +8,7 @@ from typing import Any
 
 import zerog
 from zerog.exceptions import ZerogError, tree
+from zerog.manager import WHY
 from zerog.record import State
 from zerog.registry import Registry
 from zerog.server.endpoint import EVENTS, HTML, JSON, PROBLEM, Answer, Endpoint
@@ -57,6 +58,32 @@ _EVENT: dict[str, Any] = {
 _REQUIRED = ("number", "at", "attempt", "message", "code")
 _ENTRIES = {"type": "array", "items": _object(_EVENT, _REQUIRED)}
 _QUEUE = {**_object(dict.fromkeys(("ready", "reserved", "delayed", "buried"), _COUNT)), "type": ["object", "null"]}
+_PAUSED = {
+    **_object({"by": {"type": "string"}, "at": _TIME, "message": _nullable("string")}),
+    "type": ["object", "null"],
+}
+_EXPLANATION = {
+    "href": _HREF,
+    "uuid": {"type": "string", "format": "uuid"},
+    "jobType": {"type": "string"},
+    "state": {"type": "string", "enum": [state.value for state in State]},
+    "reason": {"type": "string", "enum": list(WHY)},
+    "message": _nullable("string"),
+    "agent": _nullable("string"),
+    "seconds": {"type": "number", "minimum": 0},
+    "parents": {"type": "array", "items": _REFERENCE},
+    "by": {"type": "string"},
+    "at": _TIME,
+    "notBefore": _TIME,
+    "ahead": _nullable("integer", minimum=0),
+}
+_RETRIED = {
+    "job": _REFERENCE,
+    "status": {"type": "integer"},
+    "code": {"type": "string"},
+    "detail": {"type": "string"},
+    "retried": _REFERENCE,
+}
 _TYPE = {
     "jobType": {"type": "string"},
     "description": {"type": "string"},
@@ -64,6 +91,7 @@ _TYPE = {
     "example": {"type": "object"},
     "curl": {"type": "string"},
     "queue": _QUEUE,
+    "paused": _PAUSED,
     "href": _HREF,
 }
 
@@ -131,6 +159,8 @@ def _schemas() -> dict[str, Any]:
         "Events": _page(_object(_EVENT, _REQUIRED)),
         "Type": _object(_TYPE),
         "Types": _page(_object(_TYPE)),
+        "Explanation": _object(_EXPLANATION, ("href", "uuid", "jobType", "state", "reason", "message")),
+        "Retries": _object({"items": {"type": "array", "items": _object(_RETRIED, ("job", "status"))}, "href": _HREF}),
         "Start": _object(start),
         "Health": _object({"status": text}),
         "Ready": _object({"status": text, "store": text, "queue": text}),
@@ -215,7 +245,10 @@ def _operation(endpoint: type[Endpoint], method: str, registry: Registry, job_ty
         "responses": _responses(endpoint, method),
     }
     if method in endpoint.takes_json:
-        schema = {"type": "object"} if job_type is None else {"$ref": f"#/components/schemas/Parameters.{job_type}"}
+        schema: dict[str, Any] = {"$ref": f"#/components/schemas/Parameters.{job_type}"}
+        if job_type is None:
+            model = endpoint.bodies.get(method)
+            schema = {"type": "object"} if model is None else model.model_json_schema()
         content: dict[str, Any] = {"schema": schema}
         if job_type is not None:
             content["example"] = registry.describe(job_type)["example"]
@@ -242,7 +275,9 @@ def _parameters(
                 "in": "query",
                 "required": parameter.required,
                 "description": parameter.description,
-                "schema": dict(parameter.schema),
+                "schema": {"type": "array", "items": dict(parameter.schema)}
+                if parameter.repeated
+                else dict(parameter.schema),
             }
         )
     return found

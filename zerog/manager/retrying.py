@@ -1,0 +1,69 @@
+"""Trying jobs again that failed or were cancelled: each as a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from zerog import codec
+from zerog.exceptions import ZerogError
+from zerog.manager.records import Held
+from zerog.manager.submitting import Submission, Submitting, again, uuid_of
+from zerog.record import JobRecord, State
+
+#: Entries of a log that are looked at in one go, and at most, for jobs to be tried again.
+_PAGE, _LOOKED_AT = 200, 20_000
+
+#: Whose keys those of retries in bulk are: no client can choose the same.
+_PRINCIPAL = "zerog:retry"
+
+
+class Retrying(Submitting):
+    """The verb that tries many jobs again."""
+
+    def retry_many(self, job_type: str, state: State, limit: int) -> list[tuple[str, JobRecord | ZerogError]]:
+        """Try again the newest ``limit`` jobs of a type in a state; for each its UUID, and the new job or why not.
+
+        Each is tried again once, however often this is called: those that have been are passed over.
+        """
+        found: list[tuple[str, Submission]] = []
+        verdicts: list[tuple[str, JobRecord | ZerogError]] = []
+        for held in self._candidates(job_type, state):
+            try:
+                found.append((held.record.uuid, self._submission(held.record)))
+            except ZerogError as error:
+                verdicts.append((held.record.uuid, error))
+            if len(found) + len(verdicts) == limit:
+                break
+        done = self.submit_all([submission for _, submission in found])
+        for (uuid, _), one in zip(found, done, strict=True):
+            verdicts.append((uuid, one if isinstance(one, ZerogError) else one.record))
+        return verdicts
+
+    def _submission(self, record: JobRecord) -> Submission:
+        parameters = self.registry.validate(record.job_type, codec.dumps(record.parameters))
+        return replace(again(record, parameters, record.uuid), principal=_PRINCIPAL)
+
+    def _candidates(self, job_type: str, state: State) -> Iterator[Held]:
+        """Yield jobs of a type in a state that were not tried again in bulk yet, the newest first."""
+        log = "failed" if state is State.FAILED else f"jobs.{job_type}"
+        before: int | None = None
+        seen: set[str] = set()
+        for _ in range(_LOOKED_AT // _PAGE):
+            entries = self.store.read(log, before=before, limit=_PAGE)
+            if not entries:
+                return
+            before = entries[-1].number
+            uuids = [codec.loads(entry.body)["uuid"] for entry in entries]
+            held = self.read_many([uuid for uuid in dict.fromkeys(uuids) if uuid not in seen])
+            seen.update(uuids)
+            fitting = [one for one in held.values() if one.cas and _fits(one.record, job_type, state)]
+            tried = self.read_many([self._retry_of(one.record.uuid) for one in fitting])
+            yield from (one for one in fitting if self._retry_of(one.record.uuid) not in tried)
+
+    def _retry_of(self, uuid: str) -> str:
+        return uuid_of(_PRINCIPAL, uuid)
+
+
+def _fits(record: JobRecord, job_type: str, state: State) -> bool:
+    return record.job_type == job_type and record.state is state
