@@ -49,7 +49,9 @@ def assemble(settings: Settings, deadline: float | None = None) -> Parts:
         raise BadSetting(f"applications ({settings.sources['applications']}): there is no job type in any of them")
     store = open_store(settings, deadline)
     open_queue = queue_opener(settings, deadline, clock)
-    manager = Manager(store, open_queue, registry, clock, settings.service, settings.lease)
+    manager = Manager(
+        store, open_queue, registry, clock, settings.service, settings.lease, retention=settings.retention
+    )
     return Parts(settings, manager, registry, store, open_queue, clock)
 
 

@@ -16,6 +16,10 @@ from zerog.sweeper import Candidate, SweeperLease, someone
 logger = logging.getLogger(__name__)
 
 
+#: Seconds between two prunes at most.
+_PRUNE_EVERY = 3600.0
+
+
 class Chores(threading.Thread):
     """The sweep where this process is the sweeper, the look at leases, the probe of the queue, and what else comes up.
 
@@ -37,6 +41,8 @@ class Chores(threading.Thread):
         self._lease = SweeperLease(manager.store, manager.clock, candidate or someone(), manager.lease)
         self._every = sweep
         self._walk_at = 0.0
+        self._prune_at = 0.0
+        self._pruned_to = self._pruned = 0
         self._renewed = 0.0
         self._first, self._also = tuple(first), tuple(also)
         self._step = min(0.25, manager.lease / 8)
@@ -55,6 +61,7 @@ class Chores(threading.Thread):
             _Task("release", 0.0, self._manager.release_pending),
             _Task("sweeper", min(1.0, self._every), self._keep_lease),
             _Task("sweep", 0.0, self._walk),
+            _Task("prune", 0.0, self._prune),
             _Task("leases", self._manager.lease / 6, self._look),
             _Task("queue", 1.0, self._probe),
             *(_Task(chore.__name__, 1.0, chore) for chore in self._also),
@@ -96,6 +103,21 @@ class Chores(threading.Thread):
         if self._lease.held and self._manager.clock.monotonic() >= self._walk_at:
             self._sweep.walk(self._go_on)
             self._walk_at = self._manager.clock.monotonic() + self._every
+
+    def _prune(self) -> None:
+        """Remove what is old, a page at a time, so that the other chores have their turn."""
+        now = self._manager.clock.monotonic()
+        if not self._lease.held or now < self._prune_at:
+            return
+        done = self._manager.prune(self._pruned_to)
+        self._pruned += done.jobs
+        if done.position is not None:
+            self._pruned_to = done.position
+            return
+        if self._pruned:
+            logger.info("pruned %d jobs", self._pruned)
+        self._pruned_to = self._pruned = 0
+        self._prune_at = now + max(self._every, min(_PRUNE_EVERY, self._manager.shortest_retention() / 10))
 
     def _go_on(self) -> bool:
         """Return whether a walk goes on; a long one renews the lease on the way and looks at running jobs."""

@@ -251,6 +251,20 @@ def jobs_retry(job_type: str, state: str, limit: int, as_json: bool, server: str
     sys.exit(0 if all("retried" in item for item in items) else _EXIT_REFUSED)
 
 
+@jobs.command("prune")
+@click.option("--type", "job_type", help="only jobs of this type")
+@click.option("--older-than", required=True, metavar="TIME", help="time since their end, such as 12h or 30d")
+@over_http
+def jobs_prune(job_type: str | None, older_than: str, as_json: bool, server: str | None, token: str | None) -> None:
+    """Remove jobs that have ended, with their data and events.  A job for which others wait is kept."""
+    try:
+        seconds = config.read_seconds(older_than)
+    except ValueError as error:
+        raise click.BadParameter(f"it must be {error}", param_hint="--older-than") from error
+    removed = _client(server, token).prune(seconds, job_type)
+    click.echo(json.dumps({"pruned": removed}) if as_json else f"{removed} jobs removed")
+
+
 def _uuid_of(reference: dict[str, str]) -> str:
     return reference["href"].rsplit("/", 1)[-1]
 

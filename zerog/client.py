@@ -97,6 +97,18 @@ class Client:
         items: list[dict[str, Any]] = self._json("POST", "/jobs:retry", body)["items"]
         return items
 
+    def prune(self, older_than: float, job_type: str | None = None) -> int:
+        """Remove the jobs that ended more than ``older_than`` seconds ago, of one type or of all; returns how many."""
+        removed: int = 0
+        after = 0
+        while True:
+            body = json.dumps({"olderThan": older_than, "type": job_type, "after": after}).encode()
+            answer = self._json("POST", "/jobs:prune", body)
+            removed += answer["pruned"]
+            if answer["next"] is None:
+                return removed
+            after = answer["next"]
+
     def explain(self, uuid: str) -> dict[str, Any]:
         """Return why a job is not done."""
         return self._json("GET", f"{_job(uuid)}/explain")

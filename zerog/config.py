@@ -41,8 +41,13 @@ def _quantity(value: Any, units: Mapping[str, float], what: str) -> float:
     return float(match.group(1)) * units[match.group(2)]
 
 
+def read_seconds(value: Any) -> float:
+    """Read seconds with their suffixes; ``ValueError`` says what would be right."""
+    return _quantity(value, _SECONDS, "seconds, such as 30, 500ms or 2h")
+
+
 def _seconds(value: Any) -> float:
-    seconds = _quantity(value, _SECONDS, "seconds, such as 30, 500ms or 2h")
+    seconds = read_seconds(value)
     if not 0.01 <= seconds <= 31_536_000 * 100:
         raise ValueError("at least 10ms")
     return seconds
@@ -150,6 +155,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("run_dir", "var/run", _text, "directory for locks and for the notices of the SQLite queue", "everything"),
     Setting("lease", 30, _seconds, "how long an agent may be silent before its jobs are taken over", "everything"),
     Setting("sweep", 30, _seconds, "time between two walks over the open jobs", "everything"),
+    Setting("retention", "30d", _seconds, "how long a job is kept after its end, if its type says nothing else",
+            "everything"),
     Setting("deadline", 5, _seconds, "longest wait for the store or the queue", "everything"),
     Setting("max_result", "16MiB", _bytes, "largest return value of a job; more goes through output", "everything"),
     Setting("address", "127.0.0.1", _text, "address that the server binds to", "server"),
@@ -186,6 +193,7 @@ class Settings:
     run_dir: str
     lease: float
     sweep: float
+    retention: float
     deadline: float
     max_result: int
     address: str

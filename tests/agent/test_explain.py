@@ -292,3 +292,16 @@ def test_the_commands_say_why_and_pause(zerog: Deployment) -> None:
     assert json.loads(command(zerog, "job", "explain", child, "--json"))["reason"] == "waiting_for_parent"
     assert "not paused" in command(zerog, "queue", "resume", "noop")
     assert zerog.wait(child)["state"] == "succeeded"
+
+
+def test_old_jobs_go_by_themselves_and_by_hand(tmp_path: Path) -> None:
+    with deployed(tmp_path, retention="2") as zerog:
+        first = zerog.submit("noop")
+        zerog.wait(first)
+        wait_until(lambda: zerog.client.get(f"/jobs/{first}").status_code == 404, 15, "the end of its retention")
+        assert zerog.client.get("/jobs").json()["items"] == []
+        later = zerog.submit("noop")
+        zerog.wait(later)
+        waiting = zerog.submit("noop", params={"delay": "600"})
+        assert command(zerog, "jobs", "prune", "--type", "noop", "--older-than", "0s") == "1 jobs removed\n"
+        assert [job["uuid"] for job in zerog.client.get("/jobs").json()["items"]] == [waiting]

@@ -185,6 +185,28 @@ def test_an_amended_entry_keeps_its_place_and_a_removed_one_is_skipped(store: Da
     assert store.read("jobs", after=0) == [Entry(1, b'{"n":1}'), Entry(2, b'{"n":"two"}'), Entry(4, b'{"n":4}')]
 
 
+def test_a_log_that_is_removed_begins_anew_and_touches_no_other(store: Datastore) -> None:
+    for log in ("events.a", "events.b"):
+        for number in range(3):
+            store.append(log, b'{"n":%d}' % number)
+    store.trim("events.a", 1)
+    store.remove_log("events.a")
+    store.remove_log("events.never")
+    assert store.read("events.a", after=0) == []
+    assert [entry.number for entry in store.read("events.b", after=0)] == [1, 2, 3]
+    assert store.append("events.a", b'{"n":9}') == 1
+    assert store.read("events.a", after=0)[0].body == b'{"n":9}'
+
+
+def test_removed_entries_leave_the_others_and_the_numbers(store: Datastore) -> None:
+    for number in range(4):
+        store.append("jobs", b'{"n":%d}' % number)
+    for number in (1, 3, 4, 4, 9):
+        store.amend("jobs", number, None)
+    assert [entry.number for entry in store.read("jobs", after=0)] == [2]
+    assert store.append("jobs", b'{"n":5}') == 5
+
+
 def test_a_trimmed_log_never_gives_a_number_twice(store: Datastore) -> None:
     for _ in range(3):
         store.append("jobs", b"{}")

@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 class Commands:
     """The agent's own tube, heard on a connection of its own.
 
-    ``look`` is called with what should be looked at: the UUID of a job, or ``pauses``.  What is no command is dropped: nobody
-    else will ever read this tube.  Every method but ``close`` may raise ``QueueUnavailable``.
+    ``look`` is called with what should be looked at: the UUID of a job, or ``pauses``.  What is no command is dropped:
+    nobody else will ever read this tube.  Every method but ``close`` may raise ``QueueUnavailable``.
     """
 
     def __init__(self, queue: Queue, tube: str, selector: selectors.BaseSelector, look: Callable[[str], None]) -> None:

@@ -119,6 +119,10 @@ class Datastore(ABC):
         """Remove the entries of a log with numbers up to and including ``upto``."""
 
     @abstractmethod
+    def remove_log(self, log: str) -> None:
+        """Remove a log altogether: its numbers begin anew.  Only for a log that nobody will append to or read again."""
+
+    @abstractmethod
     def put_chunk(self, blob: str, index: int, data: bytes) -> None:
         """Write chunk ``index`` (from 0) of a blob; a chunk that exists is overwritten."""
 
@@ -137,6 +141,10 @@ class Datastore(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give back all connections, of all threads.  May be called twice; the object is of no use afterwards."""
+
+    def give_back_space(self) -> None:
+        """Give space that removed things took back to the system, where the store does not do that by itself."""
+        return
 
     def warnings(self) -> Iterable[str]:
         """Return what a daemon should say at its start about how safe this store's settings are."""

@@ -362,6 +362,15 @@ class CouchbaseDatastore(Datastore):
             with suppress(NotFound):
                 self.remove(self._entry_key(log, number))
 
+    def remove_log(self, log: str) -> None:
+        first, last = self._bounds(log)
+        for number in range(first, last + 1):
+            with suppress(NotFound):
+                self.remove(self._entry_key(log, number))
+        for key in (self._first_key(log), self._counter_key(log)[len(self._prefix) :]):
+            with suppress(NotFound):
+                self.remove(key)
+
     # Blobs
 
     def put_chunk(self, blob: str, index: int, data: bytes) -> None:

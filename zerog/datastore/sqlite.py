@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +54,10 @@ _RESTART_WAIT, _RESTART_PAUSE = 20, 5.0
 #: Bytes that the log keeps on the disk when it begins anew.
 _LOG_BYTES = 64 * 1024 * 1024
 _VARIABLES = 500
+
+#: Pages that are given back to the disk in one write, and how often in a row.
+_VACUUM_PAGES, _VACUUM_STEPS = 500, 1000
+_INCREMENTAL = 2
 
 
 def _table(log: str) -> str:
@@ -333,7 +337,14 @@ class SQLiteDatastore(Datastore):
         return [Entry(number, body) for number, body in rows]
 
     def amend(self, log: str, number: int, body: bytes | None) -> None:
-        # The row stays: a log's last number must never be given out again.
+        if body is None:
+            # The last row stays, empty: its number must never be given out again.
+            with self._write:
+                self._connection.execute(
+                    f"DELETE FROM {_table(log)} WHERE log = ?1 AND number = ?2 AND number < "
+                    f"(SELECT max(number) FROM {_table(log)} WHERE log = ?1)",
+                    (self._prefix + log, number),
+                )
         with self._write:
             self._connection.execute(
                 f"UPDATE {_table(log)} SET body = ? WHERE log = ? AND number = ? AND body IS NOT NULL",
@@ -351,6 +362,10 @@ class SQLiteDatastore(Datastore):
                 f"(SELECT max(number) FROM {_table(log)} WHERE log = ?)",
                 (name, upto, name),
             )
+
+    def remove_log(self, log: str) -> None:
+        with self._write:
+            self._connection.execute(f"DELETE FROM {_table(log)} WHERE log = ?", (self._prefix + log,))
 
     # Blobs
 
@@ -374,7 +389,26 @@ class SQLiteDatastore(Datastore):
         with self._write:
             self._connection.execute("DELETE FROM chunks WHERE blob = ?", (self._prefix + blob,))
 
+    def give_back_space(self) -> None:
+        for _ in range(_VACUUM_STEPS):
+            with self._write:
+                # A statement gives back one page each time it is stepped, and this module steps it once.
+                self._connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
+            with self.errors:
+                (left,) = self._connection.execute("PRAGMA freelist_count").fetchone()
+            if not left:
+                return
+
     # Connections
+
+    def warnings(self) -> Iterable[str]:
+        with self.errors:
+            (mode,) = self._connection.execute("PRAGMA auto_vacuum").fetchone()
+        if mode != _INCREMENTAL:
+            yield (
+                f"{self.path} was made by a version before 0.2: the space of what is pruned is used again and not "
+                "given back to the disk; stop ZeroG and run: sqlite3 FILE 'PRAGMA auto_vacuum=INCREMENTAL; VACUUM'"
+            )
 
     def probe(self) -> None:
         with self.errors:
@@ -438,6 +472,8 @@ class SQLiteDatastore(Datastore):
             cached_statements=_STATEMENTS,
         )
         try:
+            # Before the first table, else it means nothing: freed pages can be given back to the disk.
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA wal_autocheckpoint=0")

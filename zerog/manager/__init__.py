@@ -2,7 +2,7 @@
 
 One module a group of verbs: ``records`` (reading and guarded writing, which all others use), ``submitting``,
 ``retrying``, ``waiting`` (parents), ``running`` (claim, renew, report, output), ``settling`` (how an attempt ends),
-``cancelling``, ``pausing``, ``explaining``, ``reading``.
+``cancelling``, ``pausing``, ``explaining``, ``pruning``, ``reading``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from zerog.manager.cancelling import Cancelling
 from zerog.manager.explaining import WHY, Explaining
 from zerog.manager.pausing import Pause
+from zerog.manager.pruning import Pruned, Pruning
 from zerog.manager.reading import Page, Reading
 from zerog.manager.records import Held
 from zerog.manager.retrying import Retrying
@@ -27,6 +28,7 @@ __all__ = [
     "Options",
     "Page",
     "Pause",
+    "Pruned",
     "Submission",
     "Submitted",
     "again",
@@ -34,5 +36,5 @@ __all__ = [
 ]
 
 
-class Manager(Retrying, Running, Cancelling, Explaining, Reading):
+class Manager(Retrying, Pruning, Running, Cancelling, Explaining, Reading):
     """Every operation on jobs.  Synchronous, and safe to use from many threads."""

@@ -54,7 +54,8 @@ class Held:
 class Records:
     """The collaborators of a Manager, and the only two ways to a record: ``read`` and a write that checks.
 
-    ``open_queue`` makes a queue connection; the Manager keeps one for each thread.  ``lease`` is in seconds.
+    ``open_queue`` makes a queue connection; the Manager keeps one for each thread.  ``lease``
+    and ``retention`` are in seconds.
     """
 
     def __init__(
@@ -66,12 +67,14 @@ class Records:
         service: str = "zerog",
         lease: float = 30.0,
         uniform: Callable[[float, float], float] = random.uniform,
+        retention: float = 30 * 86_400.0,
     ) -> None:
         self.store = store
         self.registry = registry
         self.clock = clock
         self.service = service
         self.lease = lease
+        self.retention = retention
         self.fleet = Fleet(store, clock)
         self._uniform = uniform
         self._open_queue = open_queue
@@ -103,6 +106,11 @@ class Records:
     def events_log(uuid: str) -> str:
         """Return the log that keeps what a job said."""
         return f"events.{uuid}"
+
+    @staticmethod
+    def blob_name(uuid: str, attempt: int) -> str:
+        """Return the name under which an attempt's output is kept."""
+        return f"data.{uuid}.{attempt}"
 
     # Reading
 

@@ -162,4 +162,4 @@ class Running(Settling):
 
     def open_output(self, uuid: str, attempt: int) -> BlobWriter:
         """Return a writer for the output of an attempt, under the attempt's own name (R15)."""
-        return BlobWriter(self.store, f"data.{uuid}.{attempt}")
+        return BlobWriter(self.store, self.blob_name(uuid, attempt))

@@ -68,7 +68,15 @@ class Settling(Records):
 
     def _log_end(self, ended: JobRecord, logged: set[str]) -> None:
         """Append to ``finished``, and ``failed`` for dead letters, once each."""
-        entry = codec.dumps({"uuid": ended.uuid, "attempt": ended.attempt, "state": ended.state.value})
+        entry = codec.dumps(
+            {
+                "uuid": ended.uuid,
+                "attempt": ended.attempt,
+                "state": ended.state.value,
+                "type": ended.job_type,
+                "at": to_iso(ended.finished_at or 0.0),
+            }
+        )
         for log in ("failed", "finished") if ended.state is State.FAILED else ("finished",):
             if log not in logged:
                 self.store.append(log, entry)

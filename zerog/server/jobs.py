@@ -62,6 +62,16 @@ class RetryBody(BaseModel):
     limit: int = Field(100, ge=1, le=1000)
 
 
+class PruneBody(BaseModel):
+    """The body that says which jobs are to be removed; ``olderThan`` is in seconds since their end."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    olderThan: float = Field(ge=0, le=100 * _YEAR)
+    type: str | None = None
+    after: int = Field(0, ge=0, lt=2**53)
+
+
 def parse_delay(text: str) -> float:
     """Read a delay: decimal seconds with at most three places, up to a year."""
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,3})?", text, re.ASCII) or float(text) > _YEAR:
@@ -313,6 +323,30 @@ class Retries(Endpoint):
         self.services.registry.get(wanted.type)
         verdicts = await self.off_loop(self.manager.retry_many, wanted.type, State(wanted.state), wanted.limit)
         return Answer({"items": [views.retried(*verdict) for verdict in verdicts], "href": self.url}, page="retries")
+
+
+class Prune(Endpoint):
+    """Remove old jobs."""
+
+    name = "prune"
+    url = "/jobs:prune"
+    takes_json = ("POST",)
+    bodies: ClassVar[Mapping[str, type[BaseModel]]] = {"POST": PruneBody}
+    responses = {
+        "POST": {
+            200: ("how many were removed, and where to go on", "Pruned"),
+            404: ("there is no such job type", "Problem"),
+            422: ("the body does not say which", "Problem"),
+        }
+    }
+
+    async def post(self) -> Answer:
+        """Remove jobs that ended longer ago than olderThan seconds, a page at a time: call it until next is null."""
+        wanted = read_body(PruneBody, self.request.body)
+        if wanted.type is not None:
+            self.services.registry.get(wanted.type)
+        done = await self.off_loop(self.manager.prune, wanted.after, wanted.type, wanted.olderThan)
+        return Answer({"pruned": done.jobs, "next": done.position, "href": self.url}, page="pruned")
 
 
 class Explain(OfJob):

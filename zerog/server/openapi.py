@@ -161,6 +161,7 @@ def _schemas() -> dict[str, Any]:
         "Types": _page(_object(_TYPE)),
         "Explanation": _object(_EXPLANATION, ("href", "uuid", "jobType", "state", "reason", "message")),
         "Retries": _object({"items": {"type": "array", "items": _object(_RETRIED, ("job", "status"))}, "href": _HREF}),
+        "Pruned": _object({"pruned": _COUNT, "next": _nullable("integer"), "href": _HREF}),
         "Start": _object(start),
         "Health": _object({"status": text}),
         "Ready": _object({"status": text, "store": text, "queue": text}),

@@ -20,6 +20,7 @@ ENDPOINTS: tuple[type[Endpoint], ...] = (
     jobs.Cancel,
     jobs.Retry,
     jobs.Retries,
+    jobs.Prune,
     jobs.Explain,
     jobs.Types,
     jobs.Type,

@@ -1,0 +1,170 @@
+"""Pruning (R18): what is old goes, with all that belongs to it, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import zerog
+from tests.unit.test_leases import Hands, later
+from workers.examples.jobs import Noop
+from zerog import failpoints
+from zerog.datastore.sqlite import SQLiteDatastore
+from zerog.exceptions import NotFound
+from zerog.leases import LeaseWatch
+from zerog.manager import Claimed, Manager, Options, Submission
+from zerog.outcome import Failed, Result, Succeeded
+from zerog.queue.sqlite import SQLiteQueue
+from zerog.registry import Parameters, Registry
+
+DAY = 86_400.0
+
+
+class Brief(zerog.Job):
+    """A type that is kept for an hour."""
+
+    job_type = "brief"
+    retention = 3600
+
+    def run(self, context: zerog.Context) -> None:
+        return None
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    """A Manager whose jobs are kept for ten days."""
+    store = SQLiteDatastore(tmp_path / "zerog.db", deadline=0.5)
+    clock = Hands()
+    registry = Registry([Noop, Brief])
+    made = Manager(
+        store, lambda: SQLiteQueue(tmp_path / "queue.db", tmp_path / "run"), registry, clock, retention=10 * DAY
+    )
+    yield made
+    made.close_queue()
+    store.close()
+
+
+def done(manager: Manager, job_type: str = "noop", good: bool = True, size: int = 100, **options: object) -> str:
+    """Return a job that has ended, with output, events and a dead letter if it failed."""
+    options = Options(**options)  # type: ignore[assignment,arg-type]
+    uuid = manager.submit(Submission(job_type, Parameters({}), options)).record.uuid  # type: ignore[arg-type]
+    verdict = manager.claim(uuid, "agent", uuid, LeaseWatch(manager.clock, 30.0))
+    assert isinstance(verdict, Claimed)
+    blob = manager.open_output(uuid, 1)
+    blob.write(b"x" * size)
+    blob.close()
+    manager.append_events(uuid, {"attempt": 1, "batch": 1, "entries": []})
+    result = Result("text/plain", size, blob=blob.blob)
+    manager.settle(verdict.held, 1, Succeeded(result) if good else Failed("no", final=True))
+    return uuid
+
+
+def prune(manager: Manager, job_type: str | None = None, older_than: float | None = None) -> int:
+    removed, after = 0, 0
+    while True:
+        pruned = manager.prune(after, job_type, older_than)
+        removed += pruned.jobs
+        if pruned.position is None:
+            return removed
+        after = pruned.position
+
+
+def traces(manager: Manager) -> int:
+    """Return how many rows of the store speak of jobs."""
+    store = manager.store
+    assert isinstance(store, SQLiteDatastore)
+    tables = ["chunks", *(f"entries{table}" for table in range(16))]
+    count = sum(store._connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)
+    empty = sum(
+        store._connection.execute(f"SELECT count(*) FROM entries{table} WHERE body IS NULL").fetchone()[0]
+        for table in range(16)
+    )
+    documents = store._connection.execute("SELECT count(*) FROM documents WHERE key LIKE '%:job:%'").fetchone()[0]
+    return int(count - empty + documents)
+
+
+def test_what_is_older_than_its_retention_goes_without_a_trace(manager: Manager) -> None:
+    for good in (True, False):
+        done(manager, good=good)
+    brief = done(manager, "brief")
+    later(manager, 9 * DAY)
+    kept = done(manager)
+    assert prune(manager) == 1
+    with pytest.raises(NotFound):
+        manager.store.get(manager.key(brief))
+    later(manager, 2 * DAY)
+    assert prune(manager) == 2
+    assert [record.uuid for record in manager.page().items] == [kept]
+    assert manager.store.read("failed", after=0) == []
+    assert b"".join(manager.open_data(manager.get(kept).result, 0, 100)) == b"x" * 100  # type: ignore[arg-type]
+    later(manager, 20 * DAY)
+    assert prune(manager) == 1
+    assert traces(manager) == 0
+
+
+def test_what_has_not_ended_is_never_removed(manager: Manager) -> None:
+    uuid = manager.submit(Submission("brief", Parameters({}))).record.uuid
+    later(manager, 100 * DAY)
+    assert prune(manager) == 0
+    assert prune(manager, older_than=0) == 0
+    assert manager.get(uuid).uuid == uuid
+
+
+def test_a_parent_stays_while_a_child_waits(manager: Manager) -> None:
+    other = manager.submit(Submission("noop", Parameters({}))).record.uuid
+    parent = manager.submit(Submission("brief", Parameters({}))).record.uuid
+    child = manager.submit(Submission("noop", Parameters({}), Options(parents=(parent, other)))).record.uuid
+    verdict = manager.claim(parent, "agent", "claim", LeaseWatch(manager.clock, 30.0))
+    assert isinstance(verdict, Claimed)
+    manager.settle(verdict.held, 1, Succeeded())
+    later(manager, DAY)
+    assert prune(manager) == 0
+    manager.cancel(child)
+    later(manager, DAY)
+    assert prune(manager) == 1
+    assert manager.get(child).reason == "cancelled"
+
+
+def test_by_hand_a_type_and_an_age_are_named(manager: Manager) -> None:
+    done(manager)
+    brief = done(manager, "brief")
+    later(manager, 100)
+    assert prune(manager, "noop", 200) == 0
+    assert prune(manager, "noop", 50) == 1
+    assert manager.get(brief).uuid == brief
+
+
+def test_what_a_crash_left_half_removed_goes_later(manager: Manager) -> None:
+    done(manager)
+    later(manager, 11 * DAY)
+    failpoints.arm("prune.mid=raise@1")
+    try:
+        with pytest.raises(failpoints.FailpointHit):
+            prune(manager)
+    finally:
+        failpoints.arm("")
+    assert prune(manager) == 1
+    assert traces(manager) == 0
+
+
+def test_numbers_are_never_given_again(manager: Manager) -> None:
+    last = manager.get(done(manager)).number
+    prune(manager, older_than=0)
+    assert manager.get(done(manager)).number == last + 1
+
+
+def test_freed_pages_go_back_to_the_disk(manager: Manager, tmp_path: Path) -> None:
+    for _ in range(10):
+        done(manager, size=2_000_000)
+    store = manager.store
+    assert isinstance(store, SQLiteDatastore)
+    store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    full = (tmp_path / "zerog.db").stat().st_size
+    assert full > 20_000_000
+    later(manager, 11 * DAY)
+    assert prune(manager) == 10
+    store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    assert (tmp_path / "zerog.db").stat().st_size < full / 20
+    assert list(store.warnings()) == []

@@ -1,0 +1,125 @@
+"""Pruning (R18): what has ended and is older than its retention goes, with all that belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zerog import codec, failpoints
+from zerog.clock import from_iso
+from zerog.datastore.base import Entry
+from zerog.exceptions import NotFound
+from zerog.manager.records import Held
+from zerog.manager.waiting import Waiting
+from zerog.record import JobRecord
+
+#: Entries of a log that are looked at in one go, and jobs that go in one commit.
+_PAGE, _TOGETHER = 200, 20
+
+#: Seconds by which the order of the log of ends and that of the times in it may differ: clocks are never quite right.
+_SLACK = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """How many jobs are gone, and where in the log of ends to go on; ``None`` when there is nothing left to look at."""
+
+    jobs: int
+    position: int | None
+
+
+class Pruning(Waiting):
+    """The verbs that remove jobs."""
+
+    def retention_of(self, job_type: str) -> float:
+        """Return the seconds for which jobs of a type are kept after their end."""
+        own = self.registry.get(job_type).retention if job_type in self.registry else None
+        return self.retention if own is None else own
+
+    def shortest_retention(self) -> float:
+        """Return the shortest retention of all types."""
+        return min([self.retention, *(self.retention_of(name) for name in self.registry.names)])
+
+    def prune(self, after: int = 0, job_type: str | None = None, older_than: float | None = None) -> Pruned:
+        """Remove jobs that ended longer ago than their retention; looks at one page of the log of ends.
+
+        ``after`` is where an earlier call stopped.  ``job_type`` spares all others; ``older_than``, in seconds, stands
+        for the retention.  A job for which others wait is never removed.  What a crash leaves half removed goes later.
+        """
+        entries = self.store.read("finished", after=after, limit=_PAGE)
+        now = self.clock.now()
+        shortest = older_than if older_than is not None else self.shortest_retention()
+        held = self.read_many([_members(entry)["uuid"] for entry in entries])
+        old: list[tuple[Entry, Held | None]] = []
+        position: int | None = None
+        for entry in entries:
+            members = _members(entry)
+            if "at" in members and from_iso(members["at"]) > now - shortest + _SLACK:
+                break
+            position = entry.number
+            found = held.get(members["uuid"])
+            if found is None or self._is_old(found.record, now, job_type, older_than):
+                old.append((entry, found))
+        for start in range(0, len(old), _TOGETHER):
+            self._remove(old[start : start + _TOGETHER])
+        if position is None or position != entries[-1].number:
+            position = None
+            self._tidy()
+        return Pruned(len({found.record.uuid for _, found in old if found is not None}), position)
+
+    def _is_old(self, record: JobRecord, now: float, job_type: str | None, older_than: float | None) -> bool:
+        if not record.terminal or record.finished_at is None or (job_type is not None and record.job_type != job_type):
+            return False
+        kept = older_than if older_than is not None else self.retention_of(record.job_type)
+        if record.finished_at + kept > now:
+            return False
+        return not record.children or not any(self._children(record.uuid))
+
+    def _remove(self, old: Sequence[tuple[Entry, Held | None]]) -> None:
+        gone: set[str] = set()
+        with self.store.together():
+            for entry, found in old:
+                if found is not None and found.record.uuid not in gone:
+                    gone.add(found.record.uuid)
+                    self._remove_job(found.record)
+                # Last: as long as it is there, the next prune comes past here.
+                self.store.amend("finished", entry.number, None)
+
+    def _remove_job(self, record: JobRecord) -> None:
+        """Remove what a job wrote in any attempt, what is said of it elsewhere, and then its record."""
+        for attempt in range(1, record.attempt + 1):
+            self.store.remove_blob(self.blob_name(record.uuid, attempt))
+        for log in (self.events_log(record.uuid), self.children_log(record.uuid)):
+            self.store.remove_log(log)
+        failpoints.hit("prune.mid")
+        self.store.amend("jobs", record.number, None)
+        if record.type_number:
+            self.store.amend(f"jobs.{record.job_type}", record.type_number, None)
+        try:
+            self.store.remove(self.key(record.uuid))
+        except NotFound:
+            return  # another prune was faster
+
+    def _tidy(self) -> None:
+        """Remove the dead letters of jobs that are gone, and what lies before the first entry of each log."""
+        after = 0
+        while entries := self.store.read("failed", after=after, limit=_PAGE):
+            after = entries[-1].number
+            held = self.read_many([_members(entry)["uuid"] for entry in entries])
+            gone = [entry.number for entry in entries if _members(entry)["uuid"] not in held]
+            with self.store.together():
+                for number in gone:
+                    self.store.amend("failed", number, None)
+            if not gone:
+                break
+        for log in ("finished", "failed", "jobs", *(f"jobs.{name}" for name in self.registry.names)):
+            first = self.store.read(log, after=0, limit=1)
+            if first and first[0].number > 1:
+                self.store.trim(log, first[0].number - 1)
+        self.store.give_back_space()
+
+
+def _members(entry: Entry) -> dict[str, Any]:
+    members: dict[str, Any] = codec.loads(entry.body)
+    return members
