@@ -20,6 +20,7 @@ class _Seen:
     sequence: int
     readable: float  # how long the store had been readable, in all, when this pair was first seen
     moves: int = 0
+    looks: int = 1
 
 
 class LeaseWatch:
@@ -61,15 +62,21 @@ class LeaseWatch:
             return False
         seen = self._seen.get(record.uuid)
         if seen is None or (seen.attempt, seen.sequence) != (record.attempt, record.lease.sequence):
-            moves = seen.moves + 1 if seen is not None else 0
-            self._seen[record.uuid] = _Seen(record.attempt, record.lease.sequence, self._readable, moves)
+            moves, looks = (seen.moves + 1, seen.looks + 1) if seen is not None else (0, 1)
+            self._seen[record.uuid] = _Seen(record.attempt, record.lease.sequence, self._readable, moves, looks)
             return False
+        seen.looks += 1
         return self._readable - seen.readable >= self.lease
 
     def moves(self, uuid: str) -> int:
         """Return how often the lease of this job was seen to move since it is watched."""
         seen = self._seen.get(uuid)
         return seen.moves if seen is not None else 0
+
+    def looks(self, uuid: str) -> int:
+        """Return how often this job was looked at since it is watched."""
+        seen = self._seen.get(uuid)
+        return seen.looks if seen is not None else 0
 
     def forget(self, uuid: str) -> None:
         """Stop watching a job."""

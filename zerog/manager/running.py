@@ -17,6 +17,9 @@ from zerog.record import JobRecord, Lease, State
 #: How often the lease of a job must have been seen to move before a second entry of it is deleted.
 _LOOKS = 3
 
+#: Seconds after which the entry of a job that runs elsewhere is looked at for the second time.
+_SOON = 1.0
+
 #: Seconds after which an entry of a paused type is looked at again, if somebody watches its tube at all.
 _PAUSED = 1.0
 
@@ -81,7 +84,7 @@ class Running(Settling):
                 case State.RUNNING if watch.lapsed(record) or self.lost(record):
                     return self._take_over(held, agent, claim, watch)
                 case State.RUNNING:
-                    return Drop() if watch.moves(record.uuid) >= _LOOKS else GiveBack(self.lease / 3, record.priority)
+                    return self._busy(record, watch)
                 case State.QUEUED if record.job_type in self.paused:
                     return GiveBack(_PAUSED, record.priority)
                 case State.QUEUED if record.due(self.clock.now()):
@@ -96,6 +99,16 @@ class Running(Settling):
                     return Drop()
         except (Conflict, StoreAmbiguous):
             return None  # read again: the claim in the lease says whose it is
+
+    def _busy(self, record: JobRecord, watch: LeaseWatch) -> Verdict:
+        """Say what to do with an entry of a job that runs elsewhere.
+
+        The first look is soon followed by another: when an agent dies its entry can come free before its lock does.
+        """
+        if watch.moves(record.uuid) >= _LOOKS:
+            return Drop()
+        delay = self.lease / 3
+        return GiveBack(min(_SOON, delay) if watch.looks(record.uuid) == 1 else delay, record.priority)
 
     def _claimed(self, record: JobRecord, agent: str, claim: str) -> JobRecord:
         now = self.clock.now()
