@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import click
@@ -147,6 +148,44 @@ def doctor(config: str | None, verbose: bool, as_json: bool, **flags: Any) -> No
         for finding in findings:
             click.echo(f"{finding.level:<7} {finding.what}: {finding.text}")
     sys.exit(1 if any(finding.level == "broken" for finding in findings) else 0)
+
+
+@main.command()
+@click.argument("scenarios", nargs=-1, metavar="[SCENARIO]...")
+@click.option("--datastore", default="sqlite", show_default=True, metavar="URL", help="sqlite, or a URL as in settings")
+@click.option(
+    "--queue",
+    default="sqlite",
+    show_default=True,
+    type=click.Choice(["sqlite", "beanstalkd", "beanstalkd-durable"]),
+    help="the queue that is started",
+)
+@click.option("--jobs", type=click.IntRange(1, 10**6), help="how many, instead of the scenario's number")
+@click.option("--faults", type=click.IntRange(1, 10**6), help="how many, instead of the scenario's number")
+@click.option("--lease", type=click.FloatRange(0.5, 600), default=5.0, show_default=True, help="seconds")
+@click.option("--sweep", type=click.FloatRange(0.1, 600), default=5.0, show_default=True, help="seconds")
+@click.option("--seed", type=int, help="of the choices; without it another each time")
+@click.option("--campaign", is_flag=True, help="the large numbers of jobs and faults")
+@click.option("--server", metavar="URL", help="a deployment that serves zerog.chaos: only own agents are injured")
+@click.option("--write", "document", type=click.Path(dir_okay=False), help="write the table into this document")
+@click.option("--keep", is_flag=True, help="keep what the processes said")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def chaos(document: str | None, as_json: bool, **wanted: Any) -> None:
+    """Injure processes while jobs run, and prove that nothing is lost and nothing finishes twice.
+
+    Without names all scenarios run.  Exit status: 0 nothing was found, 1 something was, 2 wrong usage.
+    """
+    from zerog.chaos import campaign
+
+    try:
+        reports = campaign.run(campaign.Wanted(**wanted), lambda text: None if as_json else click.echo(text))
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+    if document is not None:
+        campaign.publish(reports, Path(document))
+    if as_json:
+        click.echo(campaign.as_json(reports))
+    sys.exit(1 if any(report.findings for report in reports) else 0)
 
 
 # Commands over HTTP

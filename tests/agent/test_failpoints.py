@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -21,7 +22,14 @@ PAIRS = (("sqlite", "sqlite"), ("couchbase", "beanstalkd"))
 LEASE = 1.5
 
 
-@pytest.fixture(scope="module", params=PAIRS, ids=["-".join(pair) for pair in PAIRS])
+#: The default pair alone, but with ``bin/test --full`` all; what the store or the queue decide is tried on all always.
+FULL = bool(os.environ.get("TESTS_FULL"))
+IDS = ["-".join(pair) for pair in PAIRS]
+default = pytest.mark.parametrize("zerog", PAIRS if FULL else PAIRS[:1], ids=IDS if FULL else IDS[:1], indirect=True)
+everywhere = pytest.mark.parametrize("zerog", PAIRS, ids=IDS, indirect=True)
+
+
+@pytest.fixture(scope="module")
 def zerog(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A server without agents; each test starts those that it injures."""
     store, queue = request.param
@@ -84,6 +92,7 @@ def queue_empties(zerog: Deployment, job_type: str) -> None:
     wait_until(empty, 15, f"an empty queue of {job_type}")
 
 
+@default
 @pytest.mark.parametrize(
     ("point", "attempt", "executions", "losses"),
     [
@@ -108,6 +117,7 @@ def test_an_agent_killed_there_loses_nothing(
     ends(zerog, uuid, path, attempt, executions, losses=losses)
 
 
+@everywhere
 @pytest.mark.parametrize("action", ["applied", "not_applied"])
 @pytest.mark.parametrize(
     "point", ["run.claim_ambiguous", "run.record_ambiguous", "run.renew_ambiguous", "run.commit_ambiguous"]
@@ -118,6 +128,7 @@ def test_an_answer_that_is_lost_is_read_again(zerog: Deployment, tmp_path: Path,
     ends(zerog, uuid, path, 1, 1)
 
 
+@default
 @pytest.mark.parametrize("hit", [2, 3])
 def test_a_commit_that_ends_one_job_and_claims_the_next_may_be_in_doubt(
     zerog: Deployment, tmp_path: Path, hit: int
@@ -132,6 +143,7 @@ def test_a_commit_that_ends_one_job_and_claims_the_next_may_be_in_doubt(
         ends(zerog, uuid, path, 1, 1)
 
 
+@everywhere
 def test_data_of_an_attempt_that_died_are_nobodys(zerog: Deployment) -> None:
     agent = armed(zerog, "run.after_data=kill@1")
     uuid = zerog.submit("write-output", {})
@@ -141,6 +153,7 @@ def test_data_of_an_attempt_that_died_are_nobodys(zerog: Deployment) -> None:
     assert zerog.client.get(f"/jobs/{uuid}/data").text == "a,b\n1,2\n"
 
 
+@default
 def test_a_death_between_dead_letter_and_record_leaves_one_end(zerog: Deployment) -> None:
     agent = armed(zerog, "run.after_failed_entry=kill@1")
     uuid = zerog.submit("raise", {"what": "fail"})
@@ -152,6 +165,7 @@ def test_a_death_between_dead_letter_and_record_leaves_one_end(zerog: Deployment
     assert [error["reason"] for error in zerog.info(uuid)["errors"]][-1] == "failed"
 
 
+@default
 @pytest.mark.parametrize("spec", ["retry.after_record=kill@1", "retry.release_fails=raise@1"])
 def test_a_retry_whose_entry_stays_behind_comes_all_the_same(zerog: Deployment, spec: str) -> None:
     agent = armed(zerog, spec)
@@ -164,6 +178,7 @@ def test_a_retry_whose_entry_stays_behind_comes_all_the_same(zerog: Deployment, 
     queue_empties(zerog, "raise")
 
 
+@default
 def test_a_child_that_is_killed_is_recorded_at_once(zerog: Deployment, tmp_path: Path) -> None:
     armed(zerog, "child.mid=kill@2")
     first, path = ledger(zerog, tmp_path)
@@ -177,6 +192,7 @@ def test_a_child_that_is_killed_is_recorded_at_once(zerog: Deployment, tmp_path:
     assert (error["reason"], error["attempt"]) == ("crashed", 1)
 
 
+@default
 def test_an_agent_that_sleeps_past_its_lease_writes_nothing_more(zerog: Deployment, tmp_path: Path) -> None:
     armed(zerog, f"run.mid=pause:{LEASE * 3}@1")
     uuid, path = ledger(zerog, tmp_path, 8 * LEASE)
@@ -189,6 +205,7 @@ def test_an_agent_that_sleeps_past_its_lease_writes_nothing_more(zerog: Deployme
     assert len(path.read_text().splitlines()) == 2
 
 
+@default
 def test_an_entry_that_is_lost_while_the_lease_lives_changes_nothing(zerog: Deployment, tmp_path: Path) -> None:
     armed(zerog, "run.touch_lost=raise")
     uuid, path = ledger(zerog, tmp_path, 2.5 * LEASE)
@@ -197,6 +214,7 @@ def test_an_entry_that_is_lost_while_the_lease_lives_changes_nothing(zerog: Depl
     ends(zerog, uuid, path, 1, 1)
 
 
+@everywhere
 @pytest.mark.parametrize(
     ("spec", "dead"),
     [
@@ -237,6 +255,7 @@ def test_a_submit_that_is_injured_makes_one_job(zerog: Deployment, tmp_path: Pat
     assert [job["uuid"] for job in listed].count(answer.json()["uuid"]) == 1
 
 
+@default
 def test_a_cancel_holds_although_its_server_died(zerog: Deployment) -> None:
     zerog.restart_server(failpoint="cancel.after_write=kill@1")
     uuid = zerog.submit("noop-later")
@@ -250,6 +269,7 @@ def test_a_cancel_holds_although_its_server_died(zerog: Deployment) -> None:
     assert zerog.job(uuid)["attempt"] == 0
 
 
+@everywhere
 def test_a_number_without_an_entry_is_a_gap_that_readers_pass(zerog: Deployment, tmp_path: Path) -> None:
     if "ZEROG_DATASTORE" not in zerog.environment:
         return  # SQLite gives number and entry in one write: nothing can come between

@@ -140,7 +140,7 @@ class Datastore(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back all connections, of all threads.  May be called twice; the object is of no use afterwards."""
+        """Give back all connections; other threads give back theirs at their next call or end.  May be called twice."""
 
     def give_back_space(self) -> None:
         """Give space that removed things took back to the system, where the store does not do that by itself."""

@@ -164,7 +164,6 @@ class SQLiteDatastore(Datastore):
         self._deadline = deadline
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._connections: list[sqlite3.Connection] = []
         self._closed = threading.Event()
         self._checkpointer: threading.Thread | None = None
         self.errors = _Errors(self.path.name)
@@ -420,18 +419,22 @@ class SQLiteDatastore(Datastore):
         checkpointer = self._checkpointer
         if checkpointer is not None and checkpointer is not threading.current_thread():
             checkpointer.join(self._deadline)
-        with self._lock:
-            connections, self._connections = self._connections, []
-        for connection in connections:
-            try:
-                connection.close()
-            except sqlite3.Error:
-                # Another thread is in the middle of a call; the connection ends with that thread.
-                continue
+        self._drop_connection()
+
+    def _drop_connection(self) -> None:
+        """Close the connection of this thread.  Those of others are theirs to close: one may be in the middle of a
+        call, and to close a connection under a running statement ends the process."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        self._local.connection = None
+        if connection is not None:
+            connection.close()
 
     @property
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if self._closed.is_set():
+            self._drop_connection()
+            raise StoreUnavailable("the datastore is closed")
         if connection is None:
             connection = self._open()
             self._local.connection = connection
@@ -446,7 +449,6 @@ class SQLiteDatastore(Datastore):
             raise StoreUnavailable(f"{self.path.parent}: {error.strerror}") from error
         with self._lock:
             connection = self._prepare_in_time()
-            self._connections.append(connection)
             if self._checkpointer is None:
                 self._checkpointer = threading.Thread(target=self._checkpoints, name="checkpoints", daemon=True)
                 self._checkpointer.start()

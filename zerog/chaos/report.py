@@ -1,0 +1,119 @@
+"""The report of a scenario: its figures as text, as JSON, and as a table for the documentation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+_BEGIN, _END = ".. chaos begin", ".. chaos end"
+
+
+@dataclass(slots=True)
+class Report:
+    """What happened in one run of a scenario.  ``findings`` are the promises that did not hold; times in seconds."""
+
+    scenario: str
+    store: str
+    queue: str
+    seed: int
+    attempted: int = 0
+    acknowledged: int = 0
+    terminal: int = 0
+    lost: int = 0
+    double_result: int = 0
+    stale_write: int = 0
+    executed_twice: int = 0
+    overlapping: int = 0
+    not_succeeded: int = 0
+    faults: int = 0
+    superseded: int = 0
+    seconds: float = 0.0
+    recoveries: list[float] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+
+    def quantile(self, share: float) -> float | None:
+        """Return the recovery time that ``share`` of all recoveries did not exceed."""
+        if not self.recoveries:
+            return None
+        ordered = sorted(self.recoveries)
+        return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]
+
+    def view(self) -> dict[str, Any]:
+        """Return the report as JSON, recovery times as quantiles."""
+        members = asdict(self)
+        del members["recoveries"]
+        members["recovery"] = {
+            "count": len(self.recoveries),
+            "p50": self.quantile(0.5),
+            "p99": self.quantile(0.99),
+            "max": self.quantile(1.0),
+        }
+        return members
+
+    def text(self) -> str:
+        """Return the report for people."""
+        bound = f" (0 in {self.faults} faults: below {3 / self.faults:.2%} at 95 %)" if self.faults else ""
+        lines = [
+            f"{self.scenario} on {self.store} + {self.queue}, seed {self.seed}, {self.seconds:.1f} s",
+            f"  attempted {self.attempted}, acknowledged {self.acknowledged}, terminal {self.terminal}, "
+            f"not succeeded {self.not_succeeded}, faults {self.faults}",
+            f"  lost {self.lost}, double result {self.double_result}, stale write {self.stale_write}{bound}",
+            f"  executed twice {self.executed_twice}, overlapping {self.overlapping}, superseded {self.superseded}",
+            f"  recovery: {self.times()}",
+            *(f"  FOUND: {finding}" for finding in self.findings),
+        ]
+        return "\n".join(lines)
+
+    def times(self) -> str:
+        """Return the recovery times in one line."""
+        if not self.recoveries:
+            return "–"
+        p50, p99, most = (self.quantile(share) or 0.0 for share in (0.5, 0.99, 1.0))
+        return f"{p50:.2f} / {p99:.2f} / {most:.2f} s (n = {len(self.recoveries)})"
+
+
+_COLUMNS = (
+    "scenario", "store + queue", "seed", "jobs", "faults", "lost", "double", "stale", "not succeeded",
+    "executed twice", "overlapping", "superseded", "recovery p50 / p99 / max", "took",
+)  # fmt: skip
+
+
+def table(reports: Sequence[Report]) -> str:
+    """Return the reports as a table in reStructuredText."""
+    rows = [_COLUMNS, *(_row(report) for report in reports)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    line = "  ".join("=" * width for width in widths)
+    written = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([line, written[0], line, *written[1:], line])
+
+
+def _row(report: Report) -> tuple[str, ...]:
+    return (
+        report.scenario,
+        f"{report.store} + {report.queue}",
+        str(report.seed),
+        str(report.acknowledged),
+        str(report.faults),
+        str(report.lost),
+        str(report.double_result),
+        str(report.stale_write),
+        str(report.not_succeeded),
+        str(report.executed_twice),
+        str(report.overlapping),
+        str(report.superseded),
+        report.times(),
+        f"{report.seconds:.0f} s",
+    )
+
+
+def write(path: Path, reports: Sequence[Report]) -> None:
+    """Put the table between the marks of a document; without the marks it is added at the end."""
+    text = path.read_text() if path.exists() else ""
+    if _BEGIN not in text:
+        text = f"{text.rstrip()}\n\n{_BEGIN}\n{_END}\n".lstrip()
+    head, _, rest = text.partition(_BEGIN)
+    _, _, tail = rest.partition(_END)
+    path.write_text(f"{head}{_BEGIN}\n\n{table(reports)}\n\n{_END}{tail}")

@@ -1,0 +1,182 @@
+"""A deployment that may be injured: server, agents and beanstalkd as processes, each ended by its pid."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from zerog.client import Client
+from zerog.exceptions import MissingDependency, ZerogError
+
+T = TypeVar("T")
+
+_ROOT = str(Path(__file__).resolve().parents[2])
+
+#: Seconds within which a process must answer after its start.
+_START = 30.0
+
+
+def until(condition: Callable[[], T | None], seconds: float, what: str) -> T:
+    """Return the first true value of ``condition``; ``TimeoutError`` after ``seconds``."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within {seconds:g} s: {what}")
+        time.sleep(0.01)  # between two looks
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody uses now."""
+    with socket.socket() as end:
+        end.bind(("127.0.0.1", 0))
+        return int(end.getsockname()[1])
+
+
+class Site:
+    """A server, some agents and a queue of their own, in a folder of their own.
+
+    ``datastore`` is ``sqlite`` or a URL; ``queue`` is ``sqlite``, ``beanstalkd`` or ``beanstalkd-durable`` (with a
+    binlog).  With ``server`` only agents are started, which take their settings from the environment.
+    """
+
+    def __init__(
+        self, datastore: str, queue: str, lease: float, sweep: float, agents: int, slots: int, server: str | None = None
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="zerog-chaos-"))
+        self.ledger = self.folder / "ledger"
+        self.store = datastore.partition(":")[0]
+        self.queue = queue
+        self.lease, self.sweep = lease, sweep
+        self.port = free_port()
+        self.url = server or f"http://127.0.0.1:{self.port}"
+        self.client = Client(self.url)
+        self.server: subprocess.Popen[bytes] | None = None
+        self.agents: list[subprocess.Popen[bytes]] = []
+        self.beanstalkd: subprocess.Popen[bytes] | None = None
+        self._count = agents
+        self._external = server is not None
+        self._queue_port = free_port()
+        self._environment = self._settings(datastore, slots)
+
+    def _settings(self, datastore: str, slots: int) -> dict[str, str]:
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join([_ROOT, os.environ.get("PYTHONPATH", "")]))
+        values = {"slots": str(slots), "applications": "zerog.chaos", "grace": "1"}
+        if not self._external:
+            values.update(
+                lease=f"{self.lease:g}", sweep=f"{self.sweep:g}", port=str(self.port), service=f"chaos{self.port}"
+            )
+            values["datastore"] = f"sqlite:///{self.folder}/zerog.db" if datastore == "sqlite" else datastore
+            values["queue"] = f"sqlite:///{self.folder}/queue.db"
+            values["run_dir"] = f"{self.folder}/run"
+            if self.queue != "sqlite":
+                values["queue"] = f"beanstalk://127.0.0.1:{self._queue_port}"
+        environment.update({f"ZEROG_{name.upper()}": value for name, value in values.items()})
+        return environment
+
+    # Processes
+
+    def start(self) -> None:
+        """Start everything and wait until it is ready."""
+        if not self._external:
+            self.start_queue()
+            self.start_server()
+        for _ in range(self._count):
+            self.start_agent()
+
+    def start_queue(self) -> None:
+        """Start beanstalkd on its port, if the queue is one."""
+        if self.queue == "sqlite" or self._external:
+            return
+        program = shutil.which("beanstalkd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/bin"]))
+        if program is None:
+            raise MissingDependency("chaos needs the command beanstalkd for this queue: apt install beanstalkd")
+        arguments = [program, "-l", "127.0.0.1", "-p", str(self._queue_port)]
+        if self.queue == "beanstalkd-durable":
+            (self.folder / "binlog").mkdir(exist_ok=True)
+            arguments += ["-b", str(self.folder / "binlog"), "-f0"]
+        self.beanstalkd = self._spawn(arguments, "beanstalkd")
+        until(self._queue_answers, _START, "beanstalkd")
+
+    def _queue_answers(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self._queue_port), 1):
+            return True
+        return False
+
+    def start_server(self) -> None:
+        """Start the server and wait until it answers."""
+        self.server = self._spawn([sys.executable, "-m", "zerog", "server"], "server")
+        until(self._server_answers, _START, f"the server; see {self.folder}/server.log")
+
+    def _server_answers(self) -> bool:
+        with suppress(ZerogError):
+            return bool(self.client.types())
+        return False
+
+    def start_agent(self) -> subprocess.Popen[bytes]:
+        """Start one more agent."""
+        agent = self._spawn([sys.executable, "-m", "zerog", "worker"], "worker")
+        self.agents.append(agent)
+        return agent
+
+    def _spawn(self, arguments: list[str], name: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                cwd=self.folder,
+                process_group=0,
+            )
+
+    def replace_agent(self, agent: subprocess.Popen[bytes]) -> float:
+        """Kill an agent, start another, and return when it was killed, in seconds since 1970."""
+        moment = time.time()
+        kill(agent)
+        self.agents.remove(agent)
+        self.start_agent()
+        return moment
+
+    def wipe_queue(self) -> None:
+        """Make the queue forget everything, and be there again."""
+        if self.queue == "sqlite":
+            for suffix in ("", "-wal", "-shm"):
+                (self.folder / f"queue.db{suffix}").unlink(missing_ok=True)
+            return
+        assert self.beanstalkd is not None
+        kill(self.beanstalkd)
+        self.start_queue()
+
+    def superseded(self) -> int:
+        """Return how many attempts the agents found superseded, as their log says."""
+        log = self.folder / "worker.log"
+        return log.read_text(errors="replace").count(" superseded job=") if log.exists() else 0
+
+    def close(self, keep: bool) -> None:
+        """End everything; the folder stays if ``keep``."""
+        for process in (*self.agents, self.server, self.beanstalkd):
+            if process is not None:
+                kill(process)
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process now, also a stopped one, and reap it."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGKILL)
+    process.wait(10)
