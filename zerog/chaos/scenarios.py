@@ -225,10 +225,10 @@ def _kill_children(run: Run) -> None:
     killer = run.site.client.submit("chaos-killer", {"ledger": str(run.site.folder / "killer")})["uuid"]
     for _ in run.each_fault():
         run.pause()
-        running = [one for one in ledger.read(run.site.ledger) if one.ended is None and _parent(one.pid) == one.agent]
-        if not running:
-            continue
-        victim = run.random.choice(running)
+        try:
+            victim = run.random.choice(until(lambda: _running(run), 10, "a job that runs"))
+        except TimeoutError:
+            return  # all have ended
         moment = time.monotonic()
         with suppress(ProcessLookupError):
             os.kill(victim.pid, signal.SIGKILL)
@@ -239,6 +239,11 @@ def _kill_children(run: Run) -> None:
     )
     right = (view["state"], view["reason"], view["counters"]["crashes"]) == ("failed", "crashed", 3)
     run.expect(right, f"the job that always kills its child ended as {view['state']} {view['reason']}")
+
+
+def _running(run: Run) -> list[ledger.Execution]:
+    """Return what runs now: not come to its end, and its process still the child of its agent."""
+    return [one for one in ledger.read(run.site.ledger) if one.ended is None and _parent(one.pid) == one.agent]
 
 
 def _await_record(run: Run, victim: ledger.Execution, moment: float) -> None:

@@ -1,0 +1,110 @@
+"""``zerog chaos`` finds nothing: a fifth of every day's jobs and faults, all of them with ``bin/test --full``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.services import ROOT, CouchbaseServer
+from zerog.chaos import ledger
+from zerog.chaos.report import Report, table, write
+from zerog.chaos.scenarios import SCENARIOS
+
+FULL = bool(os.environ.get("TESTS_FULL"))
+
+#: Scenario → datastore and queue; together they cover both stores and both queues.
+PAIRS = {
+    "K1": ("sqlite", "sqlite"),
+    "K2": ("couchbase", "beanstalkd"),
+    "K3": ("sqlite", "beanstalkd"),
+    "K4": ("couchbase", "beanstalkd-durable"),
+    "K5": ("sqlite", "beanstalkd"),
+    "P1": ("couchbase", "sqlite"),
+    "P2": ("sqlite", "beanstalkd"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(couchbase: CouchbaseServer) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Run all scenarios, two at a time since they mostly wait; give the report of one."""
+    with ThreadPoolExecutor(2) as pool:
+        started: dict[str, Future[dict[str, Any]]] = {
+            name: pool.submit(run, name, couchbase.url) for name in sorted(PAIRS, reverse=True)
+        }
+        yield lambda name: started[name].result(1200)
+
+
+def run(name: str, couchbase: str) -> dict[str, Any]:
+    datastore, queue = PAIRS[name]
+    jobs, faults = SCENARIOS[name].every_day
+    if not FULL:
+        jobs, faults = jobs // 5, max(1, faults // 5)
+    arguments = [sys.executable, "-m", "zerog", "chaos", name, "--json", "--jobs", str(jobs), "--faults", str(faults)]
+    arguments += ["--datastore", couchbase if datastore == "couchbase" else datastore, "--queue", queue, "--seed", "7"]
+    if not FULL:
+        arguments += ["--lease", "3", "--sweep", "3"]
+    environment = {**os.environ, "ZEROG_DATASTORE_PASSWORD": "password"}
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1100)
+    assert done.returncode in (0, 1), done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)[0]
+    return {**report, "status": done.returncode, "faults_wanted": faults, "jobs_wanted": jobs}
+
+
+@pytest.mark.requirement("Z12", "Z13", "Z14")
+@pytest.mark.parametrize("name", sorted(PAIRS, reverse=True))
+def test_nothing_is_lost_and_nothing_finishes_twice(name: str, runs: Callable[[str], dict[str, Any]]) -> None:
+    report = runs(name)
+    assert report["findings"] == []
+    assert report["status"] == 0
+    assert report["acknowledged"] == report["terminal"] == report["jobs_wanted"]
+    assert (report["lost"], report["double_result"], report["stale_write"], report["not_succeeded"]) == (0, 0, 0, 0)
+    assert report["faults"] >= report["faults_wanted"] * 0.7, "it was injured as much as was asked"
+
+
+# What would not be found if the judge were blind
+
+
+def lines(*parts: tuple[str, str, int, float, int]) -> str:
+    return "".join(f"{what} {uuid} {attempt} {at} {pid} 1\n" for what, uuid, attempt, at, pid in parts)
+
+
+def test_the_ledger_tells_overlaps_and_recoveries(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    path.write_text(
+        lines(
+            ("start", "a", 1, 1.0, 11), ("start", "a", 2, 2.0, 12), ("end", "a", 1, 3.0, 11), ("end", "a", 2, 4.0, 12),
+            ("start", "b", 1, 1.0, 13), ("start", "b", 2, 5.5, 14), ("end", "b", 2, 6.0, 14),
+        )
+    )  # fmt: skip
+    jobs = ledger.by_job(ledger.read(path))
+    assert (ledger.overlapping(jobs["a"]), ledger.overlapping(jobs["b"])) == (1, 0)
+    (broken,) = ledger.interrupted(jobs["b"], 5.0, 1)
+    assert ledger.recovery(jobs["b"], broken, 5.0) == 0.5
+
+
+def test_the_report_is_written_between_its_marks(tmp_path: Path) -> None:
+    path = tmp_path / "proof.rst"
+    path.write_text("Before\n\n.. chaos begin\n\nold\n\n.. chaos end\n\nafter\n")
+    report = Report("K1", "sqlite", "sqlite", 1, recoveries=[0.1, 0.2, 3.0])
+    write(path, [report])
+    text = path.read_text()
+    assert "old" not in text
+    assert text.startswith("Before") and text.endswith("after\n")
+    assert table([report]) in text
+    assert "0.20 / 3.00 / 3.00 s (n = 3)" in text
+
+
+def test_wrong_usage_is_status_2() -> None:
+    for arguments in (["K99"], ["K3", "--server", "http://127.0.0.1:1"], ["K1", "--jobs", "0"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "zerog", "chaos", *arguments], cwd=ROOT, capture_output=True, timeout=60
+        )
+        assert done.returncode == 2, arguments
