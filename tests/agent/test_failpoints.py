@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -90,6 +93,13 @@ def queue_empties(zerog: Deployment, job_type: str) -> None:
         return queue is not None and sum(queue.values()) == 0
 
     wait_until(empty, 15, f"an empty queue of {job_type}")
+
+
+def superseded_counts(zerog: Deployment) -> list[int]:
+    """Return what the records of the agents count."""
+    with closing(sqlite3.connect(zerog.folder / "var" / "zerog.db")) as connection:
+        rows = connection.execute("SELECT body FROM documents WHERE key LIKE 'zerog:agent:%'").fetchall()
+    return [json.loads(body).get("superseded", 0) for (body,) in rows]
 
 
 @default
@@ -202,6 +212,9 @@ def test_an_agent_that_sleeps_past_its_lease_writes_nothing_more(zerog: Deployme
     wait_until(lambda: f"superseded job={uuid} attempt=1" in zerog.log(), 15, "the first agent finds out")
     zerog.client.delete(f"/jobs/{uuid}")
     assert zerog.wait(uuid)["attempt"] == 2
+    assert zerog.log().count(f"superseded job={uuid} attempt=1") == 1, "said once, counted once"
+    if "ZEROG_DATASTORE" not in zerog.environment:
+        wait_until(lambda: 1 in superseded_counts(zerog), 5, "the count in the agent's record")
     assert len(path.read_text().splitlines()) == 2
 
 

@@ -553,6 +553,11 @@ class Slot:
         elif message["peak"] > self.terms.max_memory and child.memory() > self.terms.max_memory:
             logger.info("recycled child=%d: more than %d bytes", child.pid, self.terms.max_memory)
             self.retire_child = True
+        if self.token_lost:
+            # It came to its end before the signal reached it: whatever it came to is nobody's business any more.
+            self._end_attempt()
+            self._drop_entry()
+            return
         if self.stop is not None and self.stop.outcome is not None and not self.stop.told:
             return  # it is being ended for a reason of ours, which stays the reason
         attempt.told = bool(message["told"])
