@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.services import Beanstalkd, CouchbaseServer
+
+#: What is long, or needs more than the files of the project (its history): ``bin/test --full`` has it too.
+collect_ignore = [] if os.environ.get("TESTS_FULL") else ["chaos/test_releases.py"]
 
 
 @pytest.fixture

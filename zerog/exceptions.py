@@ -303,6 +303,13 @@ class StoreAmbiguous(StoreUnavailable):
     """The datastore did not answer in time, so it is unknown whether the write happened."""
 
 
+class StoreFull(StoreUnavailable):
+    """The datastore has no room left; nothing was changed."""
+
+    status = 507
+    code = "store_full"
+
+
 class QueueError(ZerogError):
     """The queue refused an operation."""
 

@@ -18,7 +18,15 @@ from pathlib import Path
 from types import TracebackType
 
 from zerog.datastore.base import Datastore, Document, Entry
-from zerog.exceptions import AlreadyExists, Conflict, DatastoreError, NotFound, StoreAmbiguous, StoreUnavailable
+from zerog.exceptions import (
+    AlreadyExists,
+    Conflict,
+    DatastoreError,
+    NotFound,
+    StoreAmbiguous,
+    StoreFull,
+    StoreUnavailable,
+)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS documents (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, cas INTEGER NOT NULL,
@@ -108,6 +116,8 @@ class _Errors:
         if not isinstance(error, sqlite3.Error) or isinstance(error, sqlite3.IntegrityError):
             return
         if isinstance(error, sqlite3.OperationalError):
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise StoreFull(f"{self._name}: {error}") from error
             raise StoreUnavailable(f"{self._name}: {error}") from error
         if isinstance(error, sqlite3.ProgrammingError):
             raise StoreUnavailable(f"the datastore is closed: {error}") from error
@@ -131,6 +141,8 @@ class _Write:
     ) -> None:
         if not self._store.in_together:
             self._store.unlock()
+            if isinstance(error, sqlite3.OperationalError) and "disk I/O" in str(error):
+                raise StoreAmbiguous(f"the write failed: {error}") from error  # it was its own commit
         self._store.errors.__exit__(kind, error, trace)
 
 
@@ -493,6 +505,8 @@ class SQLiteDatastore(Datastore):
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back()
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise StoreFull(f"the commit failed: {error}") from error
             if isinstance(error, sqlite3.OperationalError) and "disk I/O" not in str(error):
                 raise StoreUnavailable(f"the commit failed: {error}") from error
             raise StoreAmbiguous(f"the commit failed: {error}") from error
