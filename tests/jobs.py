@@ -500,7 +500,7 @@ class MemoryLimited(zerog.Job):
     size: int
     how: str = "touch"
 
-    def run(self, context: zerog.Context) -> int:
+    def run(self, context: zerog.Context) -> Any:
         import resource
 
         if self.how == "map":
@@ -512,7 +512,7 @@ class MemoryLimited(zerog.Job):
         elif self.how == "child":
             code = f"import time; held = [b'x' * 1000000 for _ in range({self.size // 1_000_000})]; time.sleep(5)"
             subprocess.run([sys.executable, "-c", code], check=False)
-        return resource.getrlimit(resource.RLIMIT_AS)[0]
+        return {"limit": resource.getrlimit(resource.RLIMIT_AS)[0], "pid": os.getpid()}
 
 
 class Unlimited(zerog.Job):
@@ -520,7 +520,22 @@ class Unlimited(zerog.Job):
 
     job_type = "unlimited"
 
-    def run(self, context: zerog.Context) -> int:
+    def run(self, context: zerog.Context) -> dict[str, int]:
         import resource
 
-        return resource.getrlimit(resource.RLIMIT_AS)[0]
+        return {"limit": resource.getrlimit(resource.RLIMIT_AS)[0], "pid": os.getpid()}
+
+
+class Keeping(zerog.Job):
+    """Keep its state again and again, in asynchronous code."""
+
+    job_type = "keeping"
+
+    async def run(self, context: zerog.Context) -> None:
+        try:
+            for number in range(1_000_000):
+                context.checkpoint(number)
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            context.event("cancelled inside")
+            raise

@@ -15,6 +15,7 @@ variable at their start; children know only ``child.mid``.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -27,6 +28,8 @@ from typing import TypeVar
 from zerog.exceptions import BadSetting, ZerogError
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 VARIABLE = "ZEROG_FAILPOINT"
 
@@ -138,6 +141,7 @@ def _next(point: str) -> str | None:
                 due = due or rule
     if due is None:
         return None
+    logger.warning("fail point %s: %s", point, due.action)
     if due.action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if due.action == "pause":

@@ -199,8 +199,9 @@ class Fleet:
 
     def register(self, record: AgentRecord) -> None:
         """Write down an agent that starts; its name must never have been used before."""
-        self._store.insert(_key(record.name), record.document())
+        # In this order: an entry without a record means nothing, a record without an entry would never be found.
         self._store.append("agents", codec.dumps({"agent": record.name}))
+        self._store.insert(_key(record.name), record.document())
 
     def update(self, record: AgentRecord) -> None:
         """Write what an agent says of itself now; it alone writes its record, and the first time it registers."""

@@ -192,7 +192,13 @@ class Sweep:
         """Return whether an entry needs no further look."""
         if record is None:
             return self.manager.clock.monotonic() - one.since > _ORPHAN
-        return record.terminal or (not damaged and record.number != number)
+        if record.terminal:
+            return True
+        if damaged or record.number == number:
+            return False
+        # The job has another number.  A greater one stands further on; a smaller one may just be about to become this
+        # one, when its server appends again (R1).
+        return record.number > number or self.manager.clock.monotonic() - one.since > _ORPHAN
 
     def _note(self, number: int, one: _Open, record: JobRecord, readable: bool) -> None:
         one.job_type, one.state = record.job_type, record.state

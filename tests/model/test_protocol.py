@@ -354,6 +354,7 @@ class Log(NamedTuple):
     server: str = "new"  # appended, inserted, answered
     old: bool = False  # more than a minute has passed since the append
     again: bool = False  # appended a second time
+    number: int = 0  # the entry that the record names
     marks: tuple[bool, bool] = (True, True)  # whether the sweeper still looks at each entry
     stopped: int = 1
 
@@ -372,12 +373,19 @@ class Marks:
                 yield log._replace(server="inserted")
             case "inserted" if log.old and not log.again and self.weak != "not appended again":
                 yield log._replace(again=True)
+            case "inserted" if log.again and log.number == 0:
+                yield log._replace(number=1)
             case "inserted":
                 yield log._replace(server="answered")
         record = log.server in ("inserted", "answered")
         # An entry is dropped when it has no record although it is old; or, too early, when it has none now.
         if log.server == "appended" and not record and (log.old or self.weak == "dropped at once"):
             yield log._replace(marks=(False, log.marks[1]))
+        # An entry that its record does not name: the earlier one is dropped, the later one may be named in a moment.
+        if record and log.number == 1:
+            yield log._replace(marks=(False, log.marks[1]))
+        if record and log.again and log.number == 0 and self.weak == "another number is dropped":
+            yield log._replace(marks=(log.marks[0], False))
 
     def injuries(self, log: Log) -> Iterator[Log]:
         if log.server == "appended" and log.stopped:
@@ -385,7 +393,7 @@ class Marks:
 
     @staticmethod
     def wrong(log: Log) -> str:
-        looked_at = log.marks[1] if log.again else log.marks[0]
+        looked_at = log.marks[log.number]
         return "an acknowledged job that no sweep looks at" if log.server == "answered" and not looked_at else ""
 
 
@@ -394,7 +402,7 @@ def test_the_mark_passes_no_acknowledged_job() -> None:
     assert search(Log(), marks.progress, marks.injuries, marks.wrong, lambda log: log.server != "answered") > 5
 
 
-@pytest.mark.parametrize("weak", ["not appended again", "dropped at once"])
+@pytest.mark.parametrize("weak", ["not appended again", "dropped at once", "another number is dropped"])
 def test_a_weaker_mark_does(weak: str) -> None:
     marks = Marks(weak)
     with pytest.raises(Found, match="no sweep looks at"):

@@ -127,6 +127,29 @@ def test_a_parent_stays_while_a_child_waits(manager: Manager) -> None:
     assert manager.get(child).reason == "cancelled"
 
 
+def test_a_parent_that_had_ended_before_its_child_came_stays_too(manager: Manager) -> None:
+    parent = done(manager, "brief")
+    other = manager.submit(Submission("noop", Parameters({}))).record.uuid
+    child = manager.submit(Submission("noop", Parameters({}), Options(parents=(parent, other)))).record.uuid
+    later(manager, DAY)
+    assert prune(manager) == prune(manager, older_than=0) == 0
+    verdict = manager.claim(other, "agent", "claim", LeaseWatch(manager.clock, 30.0))
+    assert isinstance(verdict, Claimed)
+    manager.settle(verdict.held, 1, Succeeded())
+    manager.release_pending()
+    assert manager.get(child).state == "queued"
+
+
+def test_dead_letters_go_with_their_jobs_wherever_they_stand(manager: Manager) -> None:
+    for _ in range(210):
+        done(manager, good=False, size=1)
+    for _ in range(5):
+        done(manager, "brief", good=False, size=1)
+    later(manager, DAY)
+    assert prune(manager) == 5
+    assert len(manager.store.read("failed", after=0, limit=500)) == 210
+
+
 def test_by_hand_a_type_and_an_age_are_named(manager: Manager) -> None:
     done(manager)
     brief = done(manager, "brief")

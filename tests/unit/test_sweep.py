@@ -166,6 +166,19 @@ def test_an_entry_without_a_record_is_dropped_after_ten_minutes(manager: Manager
     assert codec.loads(manager.store.get("sweep-mark").body)["open"] == ""
 
 
+def test_a_number_that_a_job_is_about_to_get_is_not_dropped(manager: Manager) -> None:
+    """R1: a server that was slow appends again, and a walk may come between that and its write."""
+    (uuid,) = submit(manager, 1)
+    manager.store.append("jobs", codec.dumps({"uuid": uuid}))
+    sweep = sweep_of(manager)
+    sweep.walk()
+    held = manager.read(uuid)
+    manager.write(held, held.record.evolve(number=2))
+    sweep.walk()
+    assert list(sweep._open) == [2]
+    assert codec.loads(manager.store.get("sweep-mark").body)["open"] == "2"
+
+
 # The share
 
 
@@ -307,6 +320,27 @@ def test_parents_that_ended_before_decide_at_once(manager: Manager) -> None:
     assert manager.get(child(manager, good)).state is State.QUEUED
     record = manager.get(child(manager, good, bad))
     assert (record.state, record.result_code, record.reason) == (State.CANCELLED, 410, "parent_failed")
+
+
+def test_a_damaged_parent_spoils_no_other_submit(manager: Manager) -> None:
+    (bad,) = submit(manager, 1)
+    document = manager.store.get(manager.key(bad))
+    manager.store.replace(manager.key(bad), b'{"uuid": 1}', document.cas)
+    submissions = [Submission("noop", Parameters({})), Submission("noop", Parameters({}), Options(parents=(bad,)))]
+    good, orphan = manager.submit_all(submissions)
+    assert good.record.state is State.QUEUED  # type: ignore[union-attr]
+    assert orphan.record.reason == "parent_failed"  # type: ignore[union-attr]
+
+
+def test_a_parent_that_is_gone_holds_up_no_other_release(manager: Manager) -> None:
+    first, second = submit(manager, 2)
+    children = [child(manager, first), child(manager, second)]
+    end(manager, first)
+    end(manager, second)
+    manager.store.remove(manager.key(first))
+    manager.release_pending()
+    assert not manager.ended_parents
+    assert [manager.get(uuid).state for uuid in children] == [State.CANCELLED, State.QUEUED]
 
 
 def test_an_unknown_parent_stores_nothing(manager: Manager) -> None:

@@ -285,13 +285,10 @@ class Agent:
     def _on_command(self, what: str) -> None:
         """Look at once at what runs here, or at what is paused."""
         logger.debug("is to look at %s", what)
-        if what != "pauses":
+        if what == "pauses":
+            self._chores.hurry("pauses", "_notice_pauses")
+        else:
             self._look_at = 0.0
-            return
-        try:
-            self._manager.look_at_pauses()
-        except StoreUnavailable as error:
-            self._store_lost(error)
 
     def _notice_pauses(self) -> None:
         """Wake the loop when a type was paused or resumed, from the thread of the chores."""

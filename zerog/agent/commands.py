@@ -50,9 +50,11 @@ class Commands:
 
     def _obey(self, body: bytes) -> None:
         try:
-            self._look(codec.loads(body)["look"])
+            what = codec.loads(body)["look"]
         except (CorruptDocument, KeyError, TypeError):
             logger.warning("heard what is no command: %d bytes", len(body))
+            return
+        self._look(str(what))
 
     def within(self) -> float:
         """Return after how many seconds ``listen`` must be called."""

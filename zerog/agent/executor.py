@@ -49,6 +49,10 @@ _KEPT_LAST = 800
 _EVENTS_A_FRAME = 100
 
 
+def _nothing() -> None:
+    """Have nobody to tell."""
+
+
 class PipeReporter:
     """Sends what the job says to the agent, at most about ten times a second.
 
@@ -69,6 +73,9 @@ class PipeReporter:
         self._told: set[str] = set()
         self._stored = 0
         self._checkpoints = 0
+        self._keeping = threading.Lock()
+        #: Called, in whatever thread, when a cancel or the soft limit has been heard of.
+        self.on_told: Callable[[], object] = _nothing
         self._session = 0
 
     def session(self) -> Session:
@@ -123,26 +130,32 @@ class PipeReporter:
         if session != self._session:
             return False
         if what not in self._told:
-            with suppress(BrokenPipe, OSError):  # the agent is gone, and this process with it in a moment
-                self._hear(self._pipe.poll())
+            self.hear()
         return what in self._told
 
-    def _hear(self, message: Any) -> None:
+    def hear(self) -> None:
+        """Take all that the agent has said."""
+        with suppress(BrokenPipe, OSError):  # the agent is gone, and this process with it in a moment
+            while (message := self._pipe.poll()) is not None:
+                self._take(message)
+
+    def _take(self, message: Any) -> None:
         if not isinstance(message, dict):
             return
         if message.get("t") == "stored":
             self._stored = message["number"]
         elif message.get("t") in ("cancel", "expire"):
             self._told.add(message["t"])
+            self.on_told()
 
     def checkpoint(self, session: int, state: bytes) -> None:
         """Send the job's state and wait until the agent says that it is stored."""
         self._check(session)
-        self._checkpoints += 1
-        number = self._checkpoints
-        self._pipe.send({"t": "checkpoint", "number": number, "state": state.decode()})
-        while self._stored < number:
-            self._hear(self._pipe.receive(_CHECKPOINT_LOOK))
+        with self._keeping:  # one at a time: the agent keeps the last one that it got
+            self._checkpoints += 1
+            self._pipe.send({"t": "checkpoint", "number": self._checkpoints, "state": state.decode()})
+            while self._stored < self._checkpoints:
+                self._take(self._pipe.receive(_CHECKPOINT_LOOK))
 
     def open_output(self, session: int, media_type: str) -> None:
         """Begin the output."""
@@ -313,17 +326,21 @@ class Executor:
         task = asyncio.ensure_future(interrupted.run())
         loop = asyncio.get_running_loop()
 
-        def heard() -> None:
-            if context.cancelled:
-                loop.remove_reader(self.pipe.fileno())
-                task.cancel()
+        cancels: list[bool] = []
+
+        def react() -> None:
+            if context.cancelled and not cancels:
+                cancels.append(task.cancel())
             elif context.expiring and not interrupted.expired:
                 interrupted.expire(task)
 
-        loop.add_reader(self.pipe.fileno(), heard)
+        # What is heard on another way, while a checkpoint waits or in a thread, makes no descriptor readable.
+        self.reporter.on_told = lambda: loop.call_soon_threadsafe(react)
+        loop.add_reader(self.pipe.fileno(), self.reporter.hear)
         try:
             return await task
         finally:
+            self.reporter.on_told = _nothing
             loop.remove_reader(self.pipe.fileno())
 
     def _raised(self, error: BaseException, job: Job, context: Context) -> dict[str, Any]:

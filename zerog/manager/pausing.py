@@ -8,7 +8,7 @@ from typing import Any
 
 from zerog import codec
 from zerog.clock import from_iso, to_iso
-from zerog.exceptions import AlreadyExists, Conflict, NotFound, StoreAmbiguous, StoreUnavailable
+from zerog.exceptions import AlreadyExists, Conflict, CorruptDocument, NotFound, StoreAmbiguous, StoreUnavailable
 from zerog.manager.records import CONFLICTS, Records
 
 _KEY = "pauses"
@@ -51,8 +51,12 @@ class Pausing(Records):
             document = self.store.get(_KEY)
         except NotFound:
             return {}, None
-        types = codec.loads(document.body)["types"]
-        return {name: Pause(**{**one, "at": from_iso(one["at"])}) for name, one in types.items()}, document.cas
+        try:
+            types = codec.loads(document.body)["types"]
+            pauses = {name: Pause(one["by"], from_iso(one["at"]), one.get("message")) for name, one in types.items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptDocument(f"no document of pauses: {error}") from error
+        return pauses, document.cas
 
     def _change(self, change: Callable[[Mapping[str, Pause]], dict[str, Pause]]) -> dict[str, Pause]:
         for _ in range(CONFLICTS):

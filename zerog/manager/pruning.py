@@ -74,7 +74,8 @@ class Pruning(Waiting):
         kept = older_than if older_than is not None else self.retention_of(record.job_type)
         if record.finished_at + kept > now:
             return False
-        return not record.children or not any(self._children(record.uuid))
+        # Not only where the record is marked: a job that had ended before its child came bears no mark.
+        return not any(self._children(record.uuid))
 
     def _remove(self, old: Sequence[tuple[Entry, Held | None]]) -> None:
         gone: set[str] = set()
@@ -111,8 +112,6 @@ class Pruning(Waiting):
             with self.store.together():
                 for number in gone:
                     self.store.amend("failed", number, None)
-            if not gone:
-                break
         for log in ("finished", "failed", "jobs", *(f"jobs.{name}" for name in self.registry.names)):
             first = self.store.read(log, after=0, limit=1)
             if first and first[0].number > 1:

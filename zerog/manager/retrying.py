@@ -33,7 +33,8 @@ class Retrying(Submitting):
                 found.append((held.record.uuid, self._submission(held.record)))
             except ZerogError as error:
                 verdicts.append((held.record.uuid, error))
-            if len(found) + len(verdicts) == limit:
+            # Those that cannot be tried again are told, and are no obstacle to those that can.
+            if len(found) == limit or len(verdicts) == limit:
                 break
         done = self.submit_all([submission for _, submission in found])
         for (uuid, _), one in zip(found, done, strict=True):

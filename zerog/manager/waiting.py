@@ -7,7 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from zerog import codec, failpoints
-from zerog.exceptions import Conflict, StoreAmbiguous, StoreUnavailable, UnknownParent
+from zerog.exceptions import (
+    Conflict,
+    CorruptDocument,
+    NewerVersion,
+    StoreAmbiguous,
+    StoreUnavailable,
+    UnknownJob,
+    UnknownParent,
+)
 from zerog.manager.records import CONFLICTS, Held
 from zerog.manager.settling import Settling
 from zerog.record import JobRecord, State
@@ -48,7 +56,10 @@ class Waiting(Settling):
 
     def _mark(self, uuid: str) -> None:
         for _ in range(CONFLICTS):
-            held = self.read(uuid)
+            try:
+                held = self.read(uuid)
+            except (UnknownJob, CorruptDocument, NewerVersion):
+                return  # gone, or not to be touched: whoever stores the child looks at its parents once more
             if held.record.terminal or held.record.children:
                 return
             try:
@@ -105,8 +116,11 @@ class Waiting(Settling):
         """
         for _ in range(len(self.ended_parents)):
             uuid, until = self.ended_parents[0]
-            # The write may not be committed yet, or never be.
-            open_still = not self.read(uuid).record.terminal
+            try:
+                # The write may not be committed yet, or never be.
+                open_still = not self.read(uuid).record.terminal
+            except (UnknownJob, CorruptDocument, NewerVersion):
+                open_still = False
             for child in () if open_still else self._children(uuid):
                 self.decide(child)
             self.ended_parents.popleft()
