@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import time
@@ -124,7 +125,7 @@ def test_a_queue_that_forgot_everything_is_filled_again(
 
 
 @pytest.mark.requirement("Z6", "Z8")
-@pytest.mark.parametrize("queue", ["sqlite", "beanstalkd"])
+@pytest.mark.parametrize("queue", ["sqlite", "beanstalkd"] if os.environ.get("TESTS_FULL") else ["sqlite"])
 def test_no_acknowledged_job_is_missing_after_kills_of_the_server(
     tmp_path: Path, queue: str, request: pytest.FixtureRequest
 ) -> None:
