@@ -370,7 +370,8 @@ def job_events(uuid: str, level: str | None, as_json: bool, server: str | None, 
 def job_explain(uuid: str, as_json: bool, server: str | None, token: str | None) -> None:
     """Say why a job is not done."""
     view = _client(server, token).explain(uuid)
-    click.echo(json.dumps(view) if as_json else f"{view['reason']}: {safe(view['message'])}")
+    who = f" (by {view['by']} at {view['at']})" if view["reason"] == "paused" else ""
+    click.echo(json.dumps(view) if as_json else f"{view['reason']}: {safe(view['message'])}{who}")
 
 
 @job.command("cancel")

@@ -130,7 +130,7 @@ def explanation(record: JobRecord, reason: str, facts: Mapping[str, Any]) -> dic
     if record.state is State.CANCELLED:
         text = "it was cancelled"
     if reason == "paused" and shown["message"]:
-        text += f": {shown['message']}"
+        text = shown["message"]  # the words of who paused it; who and when stand beside them
     if reason == "ahead" and shown["ahead"] is None:
         text = "it waits in the queue, which does not answer now"
     return {

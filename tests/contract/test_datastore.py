@@ -316,14 +316,16 @@ def test_sqlite_waits_for_a_lock_no_longer_than_its_deadline(tmp_path: Path) -> 
 def test_the_write_ahead_log_of_sqlite_begins_anew_under_steady_writing(tmp_path: Path) -> None:
     store = SQLiteDatastore(tmp_path / "zerog.db")
     cas = store.insert("job:x", b"{}")
-    sizes = []
-    for _ in range(40):
+    sizes = [0]
+    end = time.monotonic() + 30  # a busy machine may need a second try, which comes after five seconds
+    while time.monotonic() < end:
         for _ in range(150):
             with store.together():
                 cas = store.replace("job:x", b'"%s"' % (b"x" * 3000), cas)
         sizes.append((tmp_path / "zerog.db-wal").stat().st_size)
-    # 6,000 commits of at least one frame of 4 KiB are 24 MiB.
-    assert sizes[-1] < 16 * 1024**2, sizes
+        if sizes[-1] == sizes[-2]:
+            break  # 150 commits of at least one frame of 4 KiB went over old ones
+    assert sizes[-1] == sizes[-2], sizes
     assert store.get("job:x").cas == cas
     store.close()
 

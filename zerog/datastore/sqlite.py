@@ -56,6 +56,7 @@ _CHECKPOINT_WRITES = 300
 _CHECKPOINT_SECONDS = 0.5
 #: Frames that may be left over when the log is to begin anew: those that came in the meantime.
 _CHECKPOINT_REST = 1000
+_CHECKPOINT_PASSES = 5
 #: Milliseconds for which a checkpoint may hold up writers while it waits for readers to leave the log, and the seconds
 #: until the next try when they did not.
 _RESTART_WAIT, _RESTART_PAUSE = 20, 5.0
@@ -545,7 +546,10 @@ class SQLiteDatastore(Datastore):
         """Move what is there while others write, then hold them for the rest, so that the log begins anew."""
         connection = self._connection
         connection.execute(f"PRAGMA busy_timeout={_RESTART_WAIT}")
-        _, frames, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        for _ in range(_CHECKPOINT_PASSES):  # each has less to move: what came during the one before
+            _, frames, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if moved >= frames - _CHECKPOINT_REST:
+                break
         if moved < frames - _CHECKPOINT_REST or time.monotonic() < self._restart_after:
             return  # somebody reads an old state: to hold up writers would gain nothing
         with self._write:
