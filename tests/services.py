@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable
@@ -18,29 +17,22 @@ from typing import Any, TypeVar
 
 import pytest
 
+from zerog.chaos.site import free_port, until
+
+__all__ = ["ROOT", "Beanstalkd", "CouchbaseServer", "Process", "connects", "free_port", "missing", "wait_until"]
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
 MOCK_JAR = ROOT / ".cache" / "CouchbaseMock-1.5.27.jar"
 
 
-def free_port() -> int:
-    """Return a port of loopback that nobody uses now."""
-    with socket.socket() as end:
-        end.bind(("127.0.0.1", 0))
-        return int(end.getsockname()[1])
-
-
 def wait_until(condition: Callable[[], T | None], seconds: float = 10.0, what: str = "") -> T:
     """Return the first true value of ``condition``; fail after ``seconds``."""
-    end = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > end:
-            pytest.fail(f"not within {seconds} s: {what or condition}")
-        time.sleep(0.01)  # between two looks at the condition
+    try:
+        return until(condition, seconds, what or str(condition))
+    except TimeoutError as error:
+        pytest.fail(str(error))
 
 
 def missing(what: str) -> None:

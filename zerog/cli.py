@@ -176,13 +176,14 @@ def chaos(document: str | None, as_json: bool, **wanted: Any) -> None:
     Without names all scenarios run.  Exit status: 0 nothing was found, 1 something was, 2 wrong usage.
     """
     from zerog.chaos import campaign
+    from zerog.chaos.report import write
 
     try:
         reports = campaign.run(campaign.Wanted(**wanted), lambda text: None if as_json else click.echo(text))
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error
     if document is not None:
-        campaign.publish(reports, Path(document))
+        write(Path(document), reports)
     if as_json:
         click.echo(campaign.as_json(reports))
     sys.exit(1 if any(report.findings for report in reports) else 0)

@@ -101,8 +101,9 @@ def entry(one: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in one.items() if name != "level"}
 
 
-#: What the reasons of ``explain`` say to people; the facts stand in braces.
-_WHY = {
+#: The reasons of ``explain``, in the order in which they are looked for, and what they say to people; the facts stand
+#: in braces.
+WHY = {
     "newer_version": "it was written by a newer version of ZeroG, which alone may touch it",
     "finished": "it has {state}",
     "cancelling": "it is being cancelled",
@@ -126,7 +127,7 @@ def explanation(record: JobRecord, reason: str, facts: Mapping[str, Any]) -> dic
     if "parents" in shown:
         shown["parents"] = [{"href": job_href(parent)} for parent in shown["parents"]]
     words = {"state": record.state.value, "count": len(shown.get("parents", ())), **shown}
-    text = _WHY[reason].format_map({name: "" if value is None else value for name, value in words.items()})
+    text = WHY[reason].format_map({name: "" if value is None else value for name, value in words.items()})
     if record.state is State.CANCELLED:
         text = "it was cancelled"
     if reason == "paused" and shown["message"]:

@@ -51,9 +51,9 @@ class Agent:
     """Reserves ids, hands each to a child process, and answers for it until it ends.
 
     ``slots`` jobs run at once.  ``register`` writes down that the agent lives and how many of its attempts were
-    superseded; it is called again and again.  ``drain`` is the
-    seconds that running jobs get after the first signal, ``sweep`` those between two walks of the sweeper, for whose
-    lease ``candidate`` stands.  ``run`` must be called in the main thread.
+    superseded; it is called again and again.  ``drain`` is the seconds that running jobs get after the first signal,
+    ``sweep`` those between two walks of the sweeper, for whose lease ``candidate`` stands.  ``run`` must be called in
+    the main thread.
     """
 
     def __init__(

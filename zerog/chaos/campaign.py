@@ -7,9 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from zerog.chaos import report
 from zerog.chaos.report import Report
 from zerog.chaos.scenarios import SCENARIOS, Run, Scenario
 from zerog.chaos.site import Site
@@ -79,11 +77,6 @@ def _run_one(scenario: Scenario, wanted: Wanted, seed: int) -> Report:
         site.close(keep=wanted.keep or bool(one.report.findings))
         if one.report.findings:
             logger.warning("what the processes said is kept in %s", site.folder)
-
-
-def publish(reports: Sequence[Report], path: Path) -> None:
-    """Write the reports into a document."""
-    report.write(path, reports)
 
 
 def as_json(reports: Sequence[Report]) -> str:

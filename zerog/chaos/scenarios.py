@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import uuid as uuids
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +90,7 @@ class Run:
 
     def expected_seconds(self) -> float:
         """Return about how long the injuries will take."""
-        low, high = _PAUSES.get(self.scenario.name, (0.3, 1.0))
+        low, high = _PAUSES[self.scenario.name]
         return self.faults * (low + high) / 2
 
     # Submitting
@@ -180,13 +180,11 @@ class Run:
 
     # Helps of the scenarios
 
-    def each_fault(self) -> range:
-        """Return the faults, counted."""
-        return range(self.faults)
-
-    def pause(self) -> None:
-        """Wait as long as the scenario does between two faults."""
-        time.sleep(self.random.uniform(*_PAUSES.get(self.scenario.name, (0.3, 1.0))))
+    def each_fault(self) -> Iterator[int]:
+        """Count the faults, waiting before each as long as the scenario does."""
+        for number in range(self.faults):
+            time.sleep(self.random.uniform(*_PAUSES[self.scenario.name]))
+            yield number
 
     def expect(self, holds: bool, finding: str) -> None:
         """Note what did not hold."""
@@ -209,13 +207,12 @@ _MOST = 0.7
 #: Seconds between two faults.
 _PAUSES = {
     "K1": (0.3, 1.0), "K2": (0.2, 0.8), "K3": (1.0, 3.0), "K4": (3.0, 5.0), "K5": (0.5, 1.0), "P1": (1.0, 2.0),
-    "P2": (1.0, 2.0), "B1": (1.0, 1.0),
+    "P2": (1.0, 2.0),
 }  # fmt: skip
 
 
 def _kill_agents(run: Run) -> None:
     for _ in run.each_fault():
-        run.pause()
         agent = run.random.choice(run.site.agents)
         run.interruptions.append((run.site.replace_agent(agent), agent.pid))
         run.report.faults += 1
@@ -232,7 +229,6 @@ def _judge_k1(run: Run) -> None:
 def _kill_children(run: Run) -> None:
     killer = run.site.client.submit("chaos-killer", {"ledger": str(run.site.folder / "killer")})["uuid"]
     for _ in run.each_fault():
-        run.pause()
         try:
             victim = run.random.choice(until(lambda: _running(run), 10, "a job that runs"))
         except TimeoutError:
@@ -283,7 +279,6 @@ def _judge_k2(run: Run) -> None:
 
 def _kill_server(run: Run) -> None:
     for _ in run.each_fault():
-        run.pause()
         assert run.site.server is not None
         kill(run.site.server)
         run.report.faults += 1
@@ -299,7 +294,6 @@ def _judge_k3(run: Run) -> None:
 
 def _kill_queue(run: Run) -> None:
     for _ in run.each_fault():
-        run.pause()
         assert run.site.beanstalkd is not None
         kill(run.site.beanstalkd)
         run.report.faults += 1
@@ -313,7 +307,6 @@ def _judge_k4(run: Run) -> None:
 
 def _wipe_queue(run: Run) -> None:
     for _ in run.each_fault():
-        run.pause()
         run.site.wipe_queue()
         run.report.faults += 1
         moment = time.monotonic()
@@ -336,7 +329,6 @@ def _is_whole(client: Client) -> bool:
 
 def _stop_agents(run: Run) -> None:
     for _ in run.each_fault():
-        run.pause()
         agent = run.random.choice(run.busy_agents() or run.site.agents)
         agent.send_signal(signal.SIGSTOP)
         run.report.faults += 1
@@ -350,7 +342,6 @@ def _judge_p1(run: Run) -> None:
 
 def _stop_queue_and_server(run: Run) -> None:
     for number in run.each_fault():
-        run.pause()
         process = run.site.beanstalkd if number % 2 == 0 else run.site.server
         assert process is not None
         process.send_signal(signal.SIGSTOP)

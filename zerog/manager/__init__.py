@@ -8,7 +8,7 @@ One module a group of verbs: ``records`` (reading and guarded writing, which all
 from __future__ import annotations
 
 from zerog.manager.cancelling import Cancelling
-from zerog.manager.explaining import WHY, Explaining
+from zerog.manager.explaining import Explaining
 from zerog.manager.pausing import Pause
 from zerog.manager.pruning import Pruned, Pruning
 from zerog.manager.reading import Page, Reading
@@ -18,7 +18,6 @@ from zerog.manager.running import Claimed, Drop, GiveBack, Missing, Running
 from zerog.manager.submitting import Options, Submission, Submitted, again, check_retryable
 
 __all__ = [
-    "WHY",
     "Claimed",
     "Drop",
     "GiveBack",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from zerog import failpoints
-from zerog.exceptions import Conflict, StoreAmbiguous, StoreUnavailable
-from zerog.manager.records import CONFLICTS, Held
+from zerog.exceptions import Conflict, StoreAmbiguous
+from zerog.manager.records import CONFLICTS, Held, too_busy
 from zerog.manager.settling import Settling
 from zerog.record import JobRecord, State
 
@@ -32,7 +32,7 @@ class Cancelling(Settling):
             if after.record.state is State.RUNNING and after.record.agent is not None:
                 self.tell_agents([after.record.agent], uuid)
             return after, False
-        raise StoreUnavailable(f"job {uuid} is being changed by too many at once")
+        raise too_busy(uuid)
 
     def _asked(self, record: JobRecord) -> JobRecord:
         if record.state is State.RUNNING:

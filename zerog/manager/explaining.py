@@ -8,26 +8,12 @@ from zerog.exceptions import QueueError
 from zerog.manager.pausing import Pausing
 from zerog.record import JobRecord, State
 
-#: Reasons that ``explain`` gives, in the order in which they are looked for, with the facts that come with each.
-WHY = {
-    "newer_version": (),
-    "finished": (),
-    "cancelling": (),
-    "running": ("agent", "seconds"),
-    "lease_silent": ("agent", "seconds"),
-    "waiting_for_parent": ("parents",),
-    "paused": ("by", "at", "message"),
-    "not_before": ("notBefore",),
-    "no_agent": ("jobType",),
-    "ahead": ("ahead",),
-}
-
 
 class Explaining(Pausing):
     """The verb that says why."""
 
     def explain(self, record: JobRecord) -> tuple[str, dict[str, Any]]:
-        """Return the reason, a key of ``WHY``, and its facts: times in seconds since 1970, parents as UUIDs."""
+        """Return the reason, a key of ``views.WHY``, and its facts: times in seconds since 1970, parents as UUIDs."""
         if record.reason == "newer_version":
             return "newer_version", {}
         if record.terminal:

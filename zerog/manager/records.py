@@ -54,8 +54,8 @@ class Held:
 class Records:
     """The collaborators of a Manager, and the only two ways to a record: ``read`` and a write that checks.
 
-    ``open_queue`` makes a queue connection; the Manager keeps one for each thread.  ``lease``
-    and ``retention`` are in seconds.
+    ``open_queue`` makes a queue connection; the Manager keeps one for each thread.  ``lease`` and ``retention`` are in
+    seconds.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class Records:
                 held = self.read(held.record.uuid)
                 if same_content(held.record, changed):
                     return held
-        raise StoreUnavailable(f"job {held.record.uuid} is being changed by too many at once")
+        raise too_busy(held.record.uuid)
 
     def _write_at(self, point: str, held: Held, record: JobRecord) -> Held:
         return failpoints.ambiguous(point, lambda: self.write(held, record), StoreAmbiguous)
@@ -256,6 +256,11 @@ class Records:
         queue: Queue | None = getattr(self._local, "queue", None)
         if queue is not None:
             queue.close()
+
+
+def too_busy(uuid: str) -> StoreUnavailable:
+    """Return the error that ends ``CONFLICTS`` tries to change a record."""
+    return StoreUnavailable(f"job {uuid} is being changed by too many at once")
 
 
 def check_attempt(record: JobRecord, attempt: int) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from zerog import codec
 from zerog.datastore.blobs import BlobWriter
-from zerog.exceptions import Conflict, CorruptDocument, NewerVersion, StoreAmbiguous, StoreUnavailable, UnknownJob
+from zerog.exceptions import Conflict, CorruptDocument, NewerVersion, StoreAmbiguous, UnknownJob
 from zerog.leases import LeaseWatch
-from zerog.manager.records import CONFLICTS, Held
+from zerog.manager.records import CONFLICTS, Held, too_busy
 from zerog.manager.settling import Settling, with_progress
 from zerog.record import JobRecord, Lease, State
 
@@ -73,7 +73,7 @@ class Running(Settling):
             verdict = self._claim_once(held, agent, claim, watch)
             if verdict is not None:
                 return verdict
-        raise StoreUnavailable(f"job {uuid} is being changed by too many at once")
+        raise too_busy(uuid)
 
     def _claim_once(self, held: Held, agent: str, claim: str, watch: LeaseWatch) -> Verdict | None:
         record = held.record

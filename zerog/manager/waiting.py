@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -12,15 +11,12 @@ from zerog.exceptions import (
     CorruptDocument,
     NewerVersion,
     StoreAmbiguous,
-    StoreUnavailable,
     UnknownJob,
     UnknownParent,
 )
-from zerog.manager.records import CONFLICTS, Held
+from zerog.manager.records import CONFLICTS, Held, too_busy
 from zerog.manager.settling import Settling
 from zerog.record import JobRecord, State
-
-logger = logging.getLogger(__name__)
 
 #: States of a parent after which its children cannot run, in words.
 _HOPELESS = {State.FAILED: "has failed", State.CANCELLED: "was cancelled"}
@@ -67,7 +63,7 @@ class Waiting(Settling):
                 return
             except (Conflict, StoreAmbiguous):
                 continue
-        raise StoreUnavailable(f"job {uuid} is being changed by too many at once")
+        raise too_busy(uuid)
 
     def decide(self, held: Held) -> JobRecord:
         """Release or cancel a waiting job if its parents say so, and put it into the queue; returns it as it is then.
@@ -89,7 +85,7 @@ class Waiting(Settling):
                 failpoints.hit("release.after_write")
                 self.enqueue([after.record])
             return after.record
-        raise StoreUnavailable(f"job {held.record.uuid} is being changed by too many at once")
+        raise too_busy(held.record.uuid)
 
     def _decided(self, held: Held, parents: Mapping[str, Held]) -> Held | None:
         """Write what the parents' states mean for a child; None if that is open."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import zerog
+from zerog import views
 from zerog.exceptions import ZerogError, tree
-from zerog.manager import WHY
 from zerog.record import State
 from zerog.registry import Registry
 from zerog.server.endpoint import EVENTS, HTML, JSON, PROBLEM, Answer, Endpoint
@@ -67,7 +67,7 @@ _EXPLANATION = {
     "uuid": {"type": "string", "format": "uuid"},
     "jobType": {"type": "string"},
     "state": {"type": "string", "enum": [state.value for state in State]},
-    "reason": {"type": "string", "enum": list(WHY)},
+    "reason": {"type": "string", "enum": list(views.WHY)},
     "message": _nullable("string"),
     "agent": _nullable("string"),
     "seconds": {"type": "number", "minimum": 0},
