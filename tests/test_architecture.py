@@ -19,7 +19,7 @@ ROWS = {
     "zerog.datastore": 3, "zerog.queue": 3,
     "zerog.manager": 4,
     "zerog.sweep": 5, "zerog.sweeper": 5, "zerog.chores": 5, "zerog.datastore.sqlite": 5, "zerog.datastore.couchbase": 5,
-    "zerog.queue.sqlite": 5, "zerog.queue.beanstalkd": 5,
+    "zerog.datastore.faulty": 5, "zerog.queue.sqlite": 5, "zerog.queue.beanstalkd": 5,
     "zerog.server": 6, "zerog.agent": 6,
     "zerog.bootstrap": 7,
     "zerog.cli": 8, "zerog.console": 8, "zerog.daemons": 8, "zerog.doctor": 8, "zerog.chaos": 8, "zerog.__main__": 8,

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from zerog import __version__
 from zerog.clock import Clock
 from zerog.config import Settings
+from zerog.datastore import faulty
 from zerog.datastore.base import Datastore
 from zerog.exceptions import BadSetting, MissingDependency
 from zerog.fleet import AgentRecord, Lock, heartbeat, remove_old
@@ -63,7 +64,13 @@ def make_importable() -> None:
 
 
 def open_store(settings: Settings, deadline: float) -> Datastore:
-    """Return the datastore that the settings name."""
+    """Return the datastore that the settings name, which fails on request if the environment asks for that."""
+    store = _open_store(settings, deadline)
+    faults = os.environ.get(faulty.VARIABLE)
+    return faulty.FaultyDatastore(store, Path(faults)) if faults else store
+
+
+def _open_store(settings: Settings, deadline: float) -> Datastore:
     if settings.datastore.startswith("sqlite:"):
         from zerog.datastore.sqlite import SQLiteDatastore
 

@@ -303,7 +303,7 @@ def _check_tables(own: Mapping[str, Any], applications: tuple[str, ...], config:
 
 
 def _from_environment(environment: Mapping[str, str], values: dict[str, Any], sources: dict[str, str]) -> list[str]:
-    others = {"CONFIG", "DATASTORE_PASSWORD", "FAILPOINT", "UP_PARENT"}
+    others = {"CONFIG", "DATASTORE_PASSWORD", "FAILPOINT", "STORE_FAULTS", "UP_PARENT"}
     warnings = []
     for variable, value in sorted(environment.items()):
         if not variable.startswith(_PREFIX) or variable[len(_PREFIX) :] in others:

@@ -29,13 +29,21 @@ PAIRS = {
     "K5": ("sqlite", "beanstalkd"),
     "P1": ("couchbase", "sqlite"),
     "P2": ("sqlite", "beanstalkd"),
+    "D1": ("sqlite", "sqlite"),
+    "S1": ("couchbase", "beanstalkd"),
+    "N1": ("couchbase", "beanstalkd"),
+    "T1": ("sqlite", "beanstalkd"),
+    "B1": ("sqlite", "sqlite"),
 }
+
+#: Scenarios of which every fault is a case of its own, and how many run at a time: they mostly wait.
+CASES, AT_ONCE = ("D1", "N1", "T1"), 3
 
 
 @pytest.fixture(scope="module")
 def runs(couchbase: CouchbaseServer) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """Run all scenarios, two at a time since they mostly wait; give the report of one."""
-    with ThreadPoolExecutor(2) as pool:
+    """Run all scenarios side by side; give the report of one."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         started: dict[str, Future[dict[str, Any]]] = {
             name: pool.submit(run, name, couchbase.url) for name in sorted(PAIRS, reverse=True)
         }
@@ -46,7 +54,7 @@ def run(name: str, couchbase: str) -> dict[str, Any]:
     datastore, queue = PAIRS[name]
     jobs, faults = SCENARIOS[name].every_day
     if not FULL:
-        jobs, faults = jobs // 5, max(1, faults // 5)
+        jobs, faults = jobs // 5, faults if name in CASES else max(1, faults // 5)
     arguments = [sys.executable, "-m", "zerog", "chaos", name, "--json", "--jobs", str(jobs), "--faults", str(faults)]
     arguments += ["--datastore", couchbase if datastore == "couchbase" else datastore, "--queue", queue, "--seed", "7"]
     if not FULL:
@@ -64,7 +72,7 @@ def test_nothing_is_lost_and_nothing_finishes_twice(name: str, runs: Callable[[s
     report = runs(name)
     assert report["findings"] == []
     assert report["status"] == 0
-    assert report["acknowledged"] == report["terminal"] == report["jobs_wanted"]
+    assert report["acknowledged"] == report["terminal"] >= report["jobs_wanted"]
     assert (report["lost"], report["double_result"], report["stale_write"], report["not_succeeded"]) == (0, 0, 0, 0)
     assert report["faults"] >= report["faults_wanted"] * 0.7, "it was injured as much as was asked"
 
@@ -97,6 +105,13 @@ def test_the_report_is_written_between_its_marks(tmp_path: Path) -> None:
     write(path, [report])
     text = path.read_text()
     assert "old" not in text
+    write(path, [Report("K2", "sqlite", "sqlite", 1), Report("K1", "sqlite", "beanstalkd", 3)])
+    write(path, [Report("K2", "sqlite", "sqlite", 2, acknowledged=7)])
+    rows = [line.split()[:5] for line in path.read_text().splitlines() if line.startswith("K")]
+    assert rows == [
+        ["K1", "sqlite", "+", "beanstalkd", "3"], ["K1", "sqlite", "+", "sqlite", "1"],
+        ["K2", "sqlite", "+", "sqlite", "2"],
+    ], "one row for each scenario and pair: the last"  # fmt: skip
     assert text.startswith("Before") and text.endswith("after\n")
     assert table([report]) in text
     assert "0.20 / 3.00 / 3.00 s (n = 3)" in text

@@ -19,6 +19,7 @@ from tests.services import CouchbaseServer
 from zerog.datastore.base import Datastore, Entry
 from zerog.datastore.blobs import CHUNK, BlobWriter, read_blob
 from zerog.datastore.couchbase import CouchbaseDatastore
+from zerog.datastore.faulty import FaultyDatastore
 from zerog.datastore.sqlite import SQLiteDatastore
 from zerog.exceptions import AlreadyExists, Conflict, DatastoreError, NotFound, StoreUnavailable
 
@@ -30,12 +31,14 @@ def couchbase_store(server: CouchbaseServer, service: str, deadline: float = 5.0
     return CouchbaseDatastore(address, "tester", "password", server.bucket, service=service, deadline=deadline)
 
 
-@pytest.fixture(params=["sqlite", "couchbase"])
+@pytest.fixture(params=["sqlite", "couchbase", "faulty"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Datastore]:
-    """An empty store: a file of its own, or a service of its own in the shared test server."""
+    """An empty store: a file of its own, a service of its own in the shared test server, or one that may fail."""
     made: Datastore
     if request.param == "sqlite":
         made = SQLiteDatastore(tmp_path / "zerog.db", "test", deadline=3.0)
+    elif request.param == "faulty":
+        made = FaultyDatastore(SQLiteDatastore(tmp_path / "zerog.db", "test", deadline=3.0), tmp_path / "faults")
     else:
         made = couchbase_store(request.getfixturevalue("couchbase"), f"t{secrets.token_hex(6)}")
     yield made

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from zerog.chaos.report import Report
-from zerog.chaos.scenarios import SCENARIOS, Run, Scenario
+from zerog.chaos.run import Run, Scenario
+from zerog.chaos.scenarios import SCENARIOS
 from zerog.chaos.site import Site
 from zerog.exceptions import BadSetting, ZerogError
 
@@ -60,7 +61,7 @@ def _scenario(name: str, wanted: Wanted) -> Scenario:
 def _run_one(scenario: Scenario, wanted: Wanted, seed: int) -> Report:
     jobs, faults = scenario.campaign if wanted.campaign else scenario.every_day
     queue = scenario.queue or wanted.queue
-    site = Site(wanted.datastore, queue, wanted.lease, wanted.sweep, _AGENTS, _SLOTS, wanted.server)
+    site = Site(scenario.store or wanted.datastore, queue, wanted.lease, wanted.sweep, _AGENTS, _SLOTS, wanted.server)
     one = Run(
         scenario,
         site,
@@ -69,6 +70,7 @@ def _run_one(scenario: Scenario, wanted: Wanted, seed: int) -> Report:
         seed,
     )
     try:
+        scenario.prepare(site)
         return one.go()
     except (TimeoutError, ZerogError) as error:
         one.report.findings.append(f"the run broke off: {error}")

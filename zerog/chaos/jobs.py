@@ -14,7 +14,7 @@ import zerog
 
 def note(path: str, what: str, context: zerog.Context) -> None:
     """Append one line: what, whose, which attempt, when, in which process and under which agent."""
-    line = f"{what} {context.uuid} {context.attempt} {time.time():.6f} {os.getpid()} {os.getppid()}\n"
+    line = f"{what} {context.uuid} {context.attempt} {time.monotonic():.6f} {os.getpid()} {os.getppid()}\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(descriptor, line.encode())  # one write to a file opened for appending is never torn
@@ -34,6 +34,7 @@ class ChaosWork(zerog.Job):
 
     ledger: str
     seconds: float = Field(0.1, ge=0, le=3600)
+    ballast: str = ""
 
     def run(self, context: zerog.Context) -> dict[str, Any]:
         note(self.ledger, "start", context)

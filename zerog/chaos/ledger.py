@@ -9,7 +9,8 @@ from pathlib import Path
 
 @dataclass(slots=True)
 class Execution:
-    """One run of a job's code; ``ended`` is None if it never came to its end.  Times are in seconds since 1970."""
+    """One run of a job's code; ``ended`` is None if it never came to its end.  Times are those of the
+    monotonic clock of the machine, in seconds, which no setting of the clock moves."""
 
     uuid: str
     attempt: int

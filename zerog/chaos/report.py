@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -83,11 +84,21 @@ _COLUMNS = (
 
 def table(reports: Sequence[Report]) -> str:
     """Return the reports as a table in reStructuredText."""
-    rows = [_COLUMNS, *(_row(report) for report in reports)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    return _table([_row(report) for report in reports])
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    every = [_COLUMNS, *rows]
+    widths = [max(len(row[column]) for row in every) for column in range(len(_COLUMNS))]
     line = "  ".join("=" * width for width in widths)
-    written = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    written = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in every]
     return "\n".join([line, written[0], line, *written[1:], line])
+
+
+def _rows(text: str) -> list[tuple[str, ...]]:
+    """Return the rows of a table that was written here before."""
+    rows = [tuple(re.split(" {2,}", line.strip())) for line in text.splitlines() if line[:1] not in ("", "=")]
+    return [row for row in rows if len(row) == len(_COLUMNS) and row != _COLUMNS]
 
 
 def _row(report: Report) -> tuple[str, ...]:
@@ -110,10 +121,15 @@ def _row(report: Report) -> tuple[str, ...]:
 
 
 def write(path: Path, reports: Sequence[Report]) -> None:
-    """Put the table between the marks of a document; without the marks it is added at the end."""
+    """Put the reports into the table between the marks of a document, which is added at its end if there is none.
+
+    A row of the same scenario over the same store and queue is replaced, all others stay.
+    """
     text = path.read_text() if path.exists() else ""
     if _BEGIN not in text:
         text = f"{text.rstrip()}\n\n{_BEGIN}\n{_END}\n".lstrip()
     head, _, rest = text.partition(_BEGIN)
-    _, _, tail = rest.partition(_END)
-    path.write_text(f"{head}{_BEGIN}\n\n{table(reports)}\n\n{_END}{tail}")
+    old, _, tail = rest.partition(_END)
+    rows = {row[:2]: row for row in [*_rows(old), *map(_row, reports)]}
+    written = _table([rows[name] for name in sorted(rows)])
+    path.write_text(f"{head}{_BEGIN}\n\n{written}\n\n{_END}{tail}")

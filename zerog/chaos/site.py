@@ -11,10 +11,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from zerog.chaos.proxy import Proxy
 from zerog.client import Client
 from zerog.exceptions import MissingDependency, ZerogError
 
@@ -66,10 +67,14 @@ class Site:
         self.server: subprocess.Popen[bytes] | None = None
         self.agents: list[subprocess.Popen[bytes]] = []
         self.beanstalkd: subprocess.Popen[bytes] | None = None
-        self._count = agents
+        self.count = agents
+        self.queue_port = free_port()
         self._external = server is not None
-        self._queue_port = free_port()
-        self._environment = self._settings(datastore, slots)
+        #: What the processes get as their environment, and what is to be undone at the end.
+        self.environment = self._settings(datastore, slots)
+        self.cleanup = ExitStack()
+        self.proxy: Proxy | None = None
+        self.hold_agents = False  # whether they are not started with the rest
 
     def _settings(self, datastore: str, slots: int) -> dict[str, str]:
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join([_ROOT, os.environ.get("PYTHONPATH", "")]))
@@ -82,7 +87,7 @@ class Site:
             values["queue"] = f"sqlite:///{self.folder}/queue.db"
             values["run_dir"] = f"{self.folder}/run"
             if self.queue != "sqlite":
-                values["queue"] = f"beanstalk://127.0.0.1:{self._queue_port}"
+                values["queue"] = f"beanstalk://127.0.0.1:{self.queue_port}"
         environment.update({f"ZEROG_{name.upper()}": value for name, value in values.items()})
         return environment
 
@@ -93,7 +98,12 @@ class Site:
         if not self._external:
             self.start_queue()
             self.start_server()
-        for _ in range(self._count):
+        if not self.hold_agents:
+            self.start_agents()
+
+    def start_agents(self) -> None:
+        """Start as many agents as there are to be."""
+        for _ in range(self.count):
             self.start_agent()
 
     def start_queue(self) -> None:
@@ -103,7 +113,7 @@ class Site:
         program = shutil.which("beanstalkd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/bin"]))
         if program is None:
             raise MissingDependency("chaos needs the command beanstalkd for this queue: apt install beanstalkd")
-        arguments = [program, "-l", "127.0.0.1", "-p", str(self._queue_port)]
+        arguments = [program, "-l", "127.0.0.1", "-p", str(self.queue_port)]
         if self.queue == "beanstalkd-durable":
             (self.folder / "binlog").mkdir(exist_ok=True)
             arguments += ["-b", str(self.folder / "binlog"), "-f0"]
@@ -111,7 +121,7 @@ class Site:
         until(self._queue_answers, _START, "beanstalkd")
 
     def _queue_answers(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self._queue_port), 1):
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.queue_port), 1):
             return True
         return False
 
@@ -138,18 +148,28 @@ class Site:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment,
+                env=self.environment,
                 cwd=self.folder,
                 process_group=0,
             )
 
     def replace_agent(self, agent: subprocess.Popen[bytes]) -> float:
-        """Kill an agent, start another, and return when it was killed, in seconds since 1970."""
-        moment = time.time()
+        """Kill an agent, start another, and return when it was killed, by the monotonic clock."""
+        moment = time.monotonic()
         kill(agent)
         self.agents.remove(agent)
         self.start_agent()
         return moment
+
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """Return what was started and not given up."""
+        return [one for one in (*self.agents, self.server, self.beanstalkd) if one is not None]
+
+    def kill_all(self) -> None:
+        """Kill everything, as a host does that loses its power."""
+        for process in self.processes():
+            kill(process)
+        self.agents.clear()
 
     def wipe_queue(self) -> None:
         """Make the queue forget everything, and be there again."""
@@ -168,9 +188,9 @@ class Site:
 
     def close(self, keep: bool) -> None:
         """End everything; the folder stays if ``keep``."""
-        for process in (*self.agents, self.server, self.beanstalkd):
-            if process is not None:
-                kill(process)
+        for process in self.processes():
+            kill(process)
+        self.cleanup.close()
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -7,8 +7,11 @@ file has already costs a third less than one that makes it longer.
 
 from __future__ import annotations
 
+import errno
+import resource
 import secrets
 import sqlite3
+import tempfile
 import threading
 import time
 import zlib
@@ -63,6 +66,9 @@ _RESTART_WAIT, _RESTART_PAUSE = 20, 5.0
 #: Bytes that the log keeps on the disk when it begins anew.
 _LOG_BYTES = 64 * 1024 * 1024
 _VARIABLES = 500
+#: Errors of SQLite after which nothing was written, and the bytes that are tried to learn whether there was no room.
+_NOT_WRITTEN = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
+_ROOM = 65536
 
 #: Pages that are given back to the disk in one write, and how often in a row.
 _VACUUM_PAGES, _VACUUM_STEPS = 500, 1000
@@ -100,13 +106,36 @@ def _parts(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
         start += count
 
 
+def _without_room(path: Path) -> bool:
+    """Return whether the system has no room for this file: of some full disks SQLite says only that a write failed."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        if limit != resource.RLIM_INFINITY:
+            return max(part.stat().st_size for part in path.parent.glob(f"{path.name}*")) + _ROOM > limit
+        with tempfile.TemporaryFile(dir=path.parent, buffering=0) as trial:
+            trial.write(bytes(_ROOM))
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return False
+
+
 class _Errors:
     """A block in which SQLite's errors become ours.  A class and no generator: this is entered for every statement."""
 
-    __slots__ = ("_name",)
+    __slots__ = ("_name", "_path")
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._name = path.name
+
+    def refused(self, error: sqlite3.OperationalError, committing: bool) -> StoreUnavailable:
+        """Return what an error means for the statement that met it, or for the commit."""
+        code = error.sqlite_errorcode
+        if code == sqlite3.SQLITE_FULL or (code in _NOT_WRITTEN and _without_room(self._path)):
+            return StoreFull(f"{self._name}: {error}")
+        if committing and code & 0xFF == sqlite3.SQLITE_IOERR:
+            return StoreAmbiguous(f"{self._name}: the commit failed: {error}")
+        return StoreUnavailable(f"{self._name}: {error}")
 
     def __enter__(self) -> None:
         return None
@@ -117,9 +146,7 @@ class _Errors:
         if not isinstance(error, sqlite3.Error) or isinstance(error, sqlite3.IntegrityError):
             return
         if isinstance(error, sqlite3.OperationalError):
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise StoreFull(f"{self._name}: {error}") from error
-            raise StoreUnavailable(f"{self._name}: {error}") from error
+            raise self.refused(error, committing=False) from error
         if isinstance(error, sqlite3.ProgrammingError):
             raise StoreUnavailable(f"the datastore is closed: {error}") from error
         raise DatastoreError(f"{self._name}: {error}") from error
@@ -142,8 +169,8 @@ class _Write:
     ) -> None:
         if not self._store.in_together:
             self._store.unlock()
-            if isinstance(error, sqlite3.OperationalError) and "disk I/O" in str(error):
-                raise StoreAmbiguous(f"the write failed: {error}") from error  # it was its own commit
+            if isinstance(error, sqlite3.OperationalError):
+                raise self._store.errors.refused(error, committing=True) from error  # it was its own commit
         self._store.errors.__exit__(kind, error, trace)
 
 
@@ -179,7 +206,7 @@ class SQLiteDatastore(Datastore):
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._checkpointer: threading.Thread | None = None
-        self.errors = _Errors(self.path.name)
+        self.errors = _Errors(self.path)
         self._write = _Write(self)
         #: Who writes holds it: threads of one process wait for each other here, where the next is woken at once, and
         #: not in SQLite, which looks again after growing pauses.
@@ -487,8 +514,10 @@ class SQLiteDatastore(Datastore):
             cached_statements=_STATEMENTS,
         )
         try:
-            # Before the first table, else it means nothing: freed pages can be given back to the disk.
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            if connection.execute("PRAGMA page_count").fetchone() == (0,):
+                # Before the first table, else it means nothing: freed pages can be given back to the disk.  In a file
+                # that has pages it would be a write, and a full disk could not even be read.
+                connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA wal_autocheckpoint=0")
@@ -506,10 +535,8 @@ class SQLiteDatastore(Datastore):
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back()
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise StoreFull(f"the commit failed: {error}") from error
-            if isinstance(error, sqlite3.OperationalError) and "disk I/O" not in str(error):
-                raise StoreUnavailable(f"the commit failed: {error}") from error
+            if isinstance(error, sqlite3.OperationalError):
+                raise self.errors.refused(error, committing=True) from error
             raise StoreAmbiguous(f"the commit failed: {error}") from error
 
     def _roll_back(self) -> None:

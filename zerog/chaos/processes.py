@@ -1,0 +1,166 @@
+"""Injuries to processes: they are killed or stopped, and the queue forgets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+
+from zerog.chaos import ledger
+from zerog.chaos.run import TERMINAL, Run
+from zerog.chaos.site import kill, until
+from zerog.exceptions import ZerogError
+
+
+def kill_agents(run: Run) -> None:
+    for _ in run.each_fault():
+        agent = run.random.choice(run.busy_agents() or run.site.agents)
+        run.interruptions.append((run.site.replace_agent(agent), agent.pid))
+        run.report.faults += 1
+
+
+def judge_k1(run: Run) -> None:
+    p50, p99 = run.report.quantile(0.5), run.report.quantile(0.99)
+    bound = run.site.lease + run.site.sweep + 1
+    run.expect(p50 is not None, "no kill interrupted a job: nothing is known of recovery")
+    run.expect(p50 is None or p50 <= 1.0, f"median recovery {p50} s: more than 1 s")
+    run.expect(p99 is None or p99 <= bound, f"p99 of recovery {p99} s: more than {bound:g} s")
+
+
+def kill_children(run: Run) -> None:
+    killer = run.site.client.submit("chaos-killer", {"ledger": str(run.site.folder / "killer")})["uuid"]
+    for _ in run.each_fault():
+        try:
+            victim = run.random.choice(until(lambda: _running(run), 10, "a job that runs"))
+        except TimeoutError:
+            break  # all have ended
+        moment = time.monotonic()
+        with suppress(ProcessLookupError):
+            os.kill(victim.pid, signal.SIGKILL)
+            run.report.faults += 1
+            _await_record(run, victim, moment)
+    view = until(
+        lambda: v if (v := run.site.client.job(killer))["state"] in TERMINAL else None, 60, "the killer's quarantine"
+    )
+    right = (view["state"], view["reason"], view["counters"]["crashes"]) == ("failed", "crashed", 3)
+    run.expect(right, f"the job that always kills its child ended as {view['state']} {view['reason']}")
+
+
+def _running(run: Run) -> list[ledger.Execution]:
+    """Return what runs now: not come to its end, and its process still the child of its agent."""
+    return [one for one in run.executions() if one.ended is None and _parent(one.pid) == one.agent]
+
+
+def _await_record(run: Run, victim: ledger.Execution, moment: float) -> None:
+    """Wait until the record no longer says that this attempt runs, and note how long that took."""
+
+    def over() -> bool:
+        view = run.site.client.job(victim.uuid)
+        return bool(view["state"] != "running" or view["attempt"] != victim.attempt)
+
+    try:
+        until(over, 10, "the record of a crash")
+    except TimeoutError:
+        run.expect(False, f"job {victim.uuid}: its child's end was not recorded within 10 s")
+    run.report.recoveries.append(time.monotonic() - moment)
+
+
+def _parent(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def judge_k2(run: Run) -> None:
+    p99 = run.report.quantile(0.99)
+    run.expect(p99 is None or p99 <= 1.0, f"p99 from a child's end to its record {p99} s: more than 1 s")
+
+
+def kill_server(run: Run) -> None:
+    for _ in run.each_fault():
+        assert run.site.server is not None
+        kill(run.site.server)
+        run.report.faults += 1
+        run.site.start_server()
+
+
+def judge_k3(run: Run) -> None:
+    listed = [view["uuid"] for view in run.site.client.jobs("chaos-work", limit=10 * run.jobs)]
+    run.expect(len(listed) == len(set(listed)), "a job is listed twice")
+    run.expect(set(run.acknowledged.values()) <= set(listed), "an acknowledged job is not listed")
+    run.expect(len(listed) <= run.jobs, f"{len(listed)} jobs for {run.jobs} keys")
+
+
+def kill_queue(run: Run) -> None:
+    for _ in run.each_fault():
+        assert run.site.beanstalkd is not None
+        kill(run.site.beanstalkd)
+        run.report.faults += 1
+        time.sleep(run.random.uniform(0, 5))
+        run.site.start_queue()
+
+
+def judge_k4(run: Run) -> None:
+    run.expect(run.drained <= 15, f"drained {run.drained:.1f} s after the last restart: more than 15 s")
+
+
+def wipe_queue(run: Run) -> None:
+    for _ in run.each_fault():
+        if not _queued(run):
+            break  # there is nothing left that the queue could forget
+        run.site.wipe_queue()
+        run.report.faults += 1
+        moment = time.monotonic()
+        bound = run.site.sweep + 5
+        try:
+            until(lambda: _is_whole(run), bound, "a whole queue")
+        except TimeoutError:
+            run.expect(False, f"the queue was not whole again within {bound:g} s")
+        run.report.recoveries.append(time.monotonic() - moment)
+
+
+def _queued(run: Run) -> int:
+    return sum(1 for _ in run.site.client.jobs("chaos-work", "queued", run.jobs))
+
+
+def _is_whole(run: Run) -> bool:
+    """Return whether the queue has an entry for every queued job, or more."""
+    with suppress(ZerogError):
+        queued = _queued(run)  # before the queue, which only gets shorter by itself
+        queue = run.site.client.type("chaos-work")["queue"]
+        return queue is not None and queue["ready"] + queue["delayed"] + queue["reserved"] >= queued
+    return False
+
+
+def stop_agents(run: Run) -> None:
+    for _ in run.each_fault():
+        try:
+            agent = run.random.choice(until(run.busy_agents, 10, "an agent under which a job runs"))
+        except TimeoutError:
+            break  # all have ended
+        agent.send_signal(signal.SIGSTOP)
+        run.report.faults += 1
+        time.sleep(run.random.uniform(2, 4) * run.site.lease)
+        agent.send_signal(signal.SIGCONT)
+
+
+def judge_p1(run: Run) -> None:
+    superseded, faults = run.report.superseded, run.report.faults
+    run.expect(2 * superseded >= faults, f"{superseded} superseded attempts after {faults} stops under a job")
+
+
+def stop_queue_and_server(run: Run) -> None:
+    for number in run.each_fault():
+        process = run.site.beanstalkd if number % 2 == 0 else run.site.server
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        run.report.faults += 1
+        time.sleep(2 * run.site.lease)
+        process.send_signal(signal.SIGCONT)
+
+
+def judge_p2(run: Run) -> None:
+    run.expect(run.report.executed_twice == 0, f"{run.report.executed_twice} jobs under a live lease ran twice")

@@ -1,0 +1,248 @@
+"""One run of a scenario: jobs are submitted, something is injured, and in the end everything is judged."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+import uuid as uuids
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from zerog.chaos import ledger
+from zerog.chaos.report import Report
+from zerog.chaos.site import Site, until
+from zerog.client import Client
+from zerog.exceptions import ServerUnreachable, StoreFull, StoreUnavailable, ZerogError
+
+TERMINAL = ("succeeded", "failed", "cancelled")
+
+#: Seconds that all jobs get after the last fault, beside what they run; and more of them for each job.
+_PATIENCE, _PATIENCE_PER_JOB = 120.0, 0.02
+#: Threads that submit, and seconds for which a submit is repeated under its key.
+_SUBMITTERS, _REPEAT = 4, 60.0
+#: Share of the faults without which a run has proven nothing.
+_MOST = 0.7
+
+
+def nothing(_: Any) -> None:
+    """Do nothing: the part of a scenario that it does not need."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One row of the table: sizes (jobs, faults) for every day and for a campaign, and what is done.
+
+    ``pause`` is how many seconds pass before each fault, from least to most, ``lasts`` how many leases a fault lasts,
+    ``length`` how many seconds jobs run.
+    """
+
+    name: str
+    what: str
+    every_day: tuple[int, int]
+    campaign: tuple[int, int]
+    injure: Callable[[Run], None]
+    pause: tuple[float, float] = (1.0, 2.0)
+    lasts: float = 0.0
+    judge: Callable[[Run], None] = nothing
+    prepare: Callable[[Site], None] = nothing  # before anything is started
+    queue: str | None = None
+    store: str | None = None
+    lone: bool = True  # needs a deployment of its own: it injures more than agents
+    burst: bool = False  # all jobs at once, so that many wait when the injury comes
+    length: tuple[float, float] = (0.01, 0.4)
+    long: float = 0.01  # share of the jobs that run for 5 s
+
+
+class Run:
+    """One run of a scenario over a site."""
+
+    def __init__(self, scenario: Scenario, site: Site, jobs: int, faults: int, seed: int) -> None:
+        self.scenario = scenario
+        self.site = site
+        self.jobs, self.faults = jobs, faults
+        self.random = random.Random(seed)
+        self.report = Report(scenario.name, site.store, site.queue, seed)
+        self.acknowledged: dict[str, str] = {}  # key → UUID
+        self.first_ends: dict[str, tuple[Any, ...]] = {}
+        self.outages: list[tuple[float, float]] = []  # from when to when the store was away
+        self.interruptions: list[tuple[float, int]] = []  # when, which agent
+        self.refused_as_full = 0  # submits that were answered with 507
+        self.drained = 0.0  # seconds from the last fault to the last end
+        self._lock = threading.Lock()
+        self._injured = threading.Event()
+
+    def go(self) -> Report:
+        """Submit, injure, wait, judge."""
+        started = time.monotonic()
+        self.site.start()
+        plan = [(self.key(), self._length()) for _ in range(self.jobs)]
+        self.report.attempted = len(plan)
+        # The work lasts as long as the injuries do.
+        pause = 0.0 if self.scenario.burst else self.expected_seconds() / max(1, len(plan))
+        threads = [
+            threading.Thread(target=self._submit, args=(plan[number::_SUBMITTERS], pause * _SUBMITTERS), daemon=True)
+            for number in range(_SUBMITTERS)
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(self.acknowledged) >= min(8, len(plan)), 60, "the first jobs")
+        self.scenario.injure(self)
+        self._injured.set()
+        injured = time.monotonic()
+        for thread in threads:
+            thread.join(_REPEAT + pause * len(plan) + 10)
+        self._wait_for_ends()
+        self.drained = time.monotonic() - injured
+        self._judge()
+        self.scenario.judge(self)
+        self.report.seconds = time.monotonic() - started
+        return self.report
+
+    def _length(self) -> float:
+        return 5.0 if self.random.random() < self.scenario.long else self.random.uniform(*self.scenario.length)
+
+    def expected_seconds(self) -> float:
+        """Return about how long the injuries will take."""
+        low, high = self.scenario.pause
+        return self.faults * ((low + high) / 2 + self.scenario.lasts * self.site.lease)
+
+    # Submitting
+
+    def _submit(self, plan: list[tuple[str, float]], pause: float) -> None:
+        for key, seconds in plan:
+            self.submit(key, seconds)
+            if not self._injured.is_set():
+                time.sleep(pause)
+
+    def submit(
+        self, key: str, seconds: float, delay: float | None = None, ballast: int = 0, patience: float = _REPEAT
+    ) -> str | None:
+        """Submit a job, again and again under its key until it is acknowledged or ``patience`` seconds have passed.
+
+        It runs for ``seconds``, ``delay`` seconds later at the earliest; ``ballast`` bytes are among its parameters.
+        Returns its UUID, or None.
+        """
+        client = Client(self.site.url)
+        parameters = {"ledger": str(self.site.ledger), "seconds": round(seconds, 3), "ballast": "x" * ballast}
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            try:
+                uuid: str = client.submit("chaos-work", parameters, key, delay=delay)["uuid"]
+            except StoreFull:
+                self.refused_as_full += 1
+            except (ServerUnreachable, StoreUnavailable):
+                pass
+            else:
+                with self._lock:
+                    if self.acknowledged.setdefault(key, uuid) != uuid:
+                        self.report.findings.append(f"key {key} stands for two jobs")
+                return uuid
+            time.sleep(0.1)  # as its Retry-After says; the key makes a repeat harmless
+        return None
+
+    def key(self) -> str:
+        """Return a new idempotency key."""
+        return str(uuids.UUID(int=self.random.getrandbits(128)))
+
+    def submit_more(self, seconds: float, delay: float | None = None) -> str:
+        """Submit a job beside those of the plan; ``TimeoutError`` if that is not possible."""
+        uuid = self.submit(self.key(), seconds, delay)
+        self.report.attempted += 1
+        if uuid is None:
+            raise TimeoutError(f"a submit was not acknowledged within {_REPEAT:g} s")
+        return uuid
+
+    # Waiting and judging
+
+    def _wait_for_ends(self) -> None:
+        client = Client(self.site.url)
+        end = time.monotonic() + _PATIENCE + _PATIENCE_PER_JOB * self.jobs
+        open_jobs = set(self.acknowledged.values())
+        while open_jobs and time.monotonic() < end:
+            for uuid in list(open_jobs):
+                with suppress(ZerogError):
+                    view = client.job(uuid)
+                    if view["state"] in TERMINAL:
+                        self.first_ends[uuid] = _end(view)
+                        open_jobs.discard(uuid)
+            time.sleep(0.05)
+
+    def _judge(self) -> None:
+        report, client = self.report, Client(self.site.url)
+        report.acknowledged = len(self.acknowledged)
+        for uuid in self.acknowledged.values():
+            self._judge_job(client, uuid)
+        executions = ledger.by_job(self.executions())
+        report.executed_twice = sum(len(runs) > 1 for runs in executions.values())
+        report.overlapping = sum(ledger.overlapping(runs) for runs in executions.values())
+        report.superseded = self.site.superseded()
+        for moment, agent in self.interruptions:
+            for runs in executions.values():
+                for broken in ledger.interrupted(runs, moment, agent):
+                    seconds = ledger.recovery(runs, broken, moment)
+                    if seconds is not None:
+                        report.recoveries.append(seconds)
+        for name in ("lost", "double_result", "stale_write"):
+            if getattr(report, name):
+                report.findings.append(f"{name.replace('_', ' ')}: {getattr(report, name)}")
+        if report.not_succeeded:
+            report.findings.append(f"{report.not_succeeded} jobs did not succeed")
+        if report.faults < _MOST * self.faults:
+            report.findings.append(f"only {report.faults} of {self.faults} faults: the work was over before")
+        if report.acknowledged < report.attempted:
+            report.findings.append(f"{report.attempted - report.acknowledged} submits were never acknowledged")
+
+    def _judge_job(self, client: Client, uuid: str) -> None:
+        report = self.report
+        try:
+            view = client.job(uuid)
+        except ZerogError:
+            report.lost += 1
+            return
+        if view["state"] not in TERMINAL:
+            report.lost += 1
+            report.findings.append(f"job {uuid} is {view['state']}: {client.explain(uuid)['message']}")
+            return
+        report.terminal += 1
+        if self.first_ends.get(uuid, _end(view)) != _end(view):
+            report.double_result += 1
+        if view["state"] != "succeeded":
+            report.not_succeeded += 1
+            return
+        try:
+            data = json.loads(client.data(uuid))
+        except ZerogError as error:
+            report.findings.append(f"job {uuid} has succeeded and its data cannot be had: {error}")
+            return
+        if data != {"uuid": uuid, "attempt": view["attempt"]}:
+            report.stale_write += 1
+
+    # Helps of the scenarios
+
+    def each_fault(self) -> Iterator[int]:
+        """Count the faults, waiting before each as long as the scenario does."""
+        for number in range(self.faults):
+            time.sleep(self.random.uniform(*self.scenario.pause))
+            yield number
+
+    def expect(self, holds: bool, finding: str) -> None:
+        """Note what did not hold."""
+        if not holds:
+            self.report.findings.append(finding)
+
+    def executions(self) -> list[ledger.Execution]:
+        """Return what the ledger tells, in the order of the starts."""
+        return ledger.read(self.site.ledger)
+
+    def busy_agents(self) -> list[Any]:
+        """Return the agents under which something runs now, as far as the ledger says."""
+        running = {one.agent for one in self.executions() if one.ended is None}
+        return [agent for agent in self.site.agents if agent.pid in running]
+
+
+def _end(view: dict[str, Any]) -> tuple[Any, ...]:
+    return view["state"], view["resultCode"], view["attempt"], view["finishedAt"], str(view["result"])
