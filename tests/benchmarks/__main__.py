@@ -34,6 +34,8 @@ from zerog.record import JobRecord
 BASELINES = Path(__file__).parent / "baselines"
 SECONDS = 4
 JOBS = 5000
+#: Jobs that wait while the sweep is measured, and seconds between two sweeps: the default.
+BACKLOG, REST = 100_000, 30
 
 
 class Row:
@@ -122,28 +124,40 @@ def drained(made: Deployment, count: int) -> float:
     The agent is stopped while the queue is filled, so that the whole backlog is there when it looks: the plain loop,
     too, has imported what it needs before its time begins.
     """
+    with parts_of(made) as parts:
+        agent = psutil.Process(made.start_agent().pid)
+        wait_until(lambda: settled(agent, int(made.environment["ZEROG_SLOTS"])), 60, "the agent's children")
+        agent.suspend()
+        fill(parts, count)
+        agent.resume()
+        last = parts.manager.page(limit=1).items[0].uuid
+        wait_until(lambda: parts.manager.get(last).terminal, 300)
+        wait_until(lambda: not parts.manager.page(state="queued", limit=1).items, 60)
+        times = [from_moment for record in pages(parts) if (from_moment := record.finished_at) is not None]
+    return float((len(times) - 1) / (max(times) - min(times)))
+
+
+@contextmanager
+def parts_of(made: Deployment) -> Iterator[bootstrap.Parts]:
+    """Make the parts of a deployment in this process."""
     environment = {name: value for name, value in made.environment.items() if name.startswith("ZEROG_")}
     before = Path.cwd()
     os.chdir(made.folder)
     os.environ["ZEROG_DATASTORE_PASSWORD"] = "password"
     try:
         parts = bootstrap.assemble(config.load(None, None, environment))
-        agent = psutil.Process(made.start_agent().pid)
-        wait_until(lambda: settled(agent, int(made.environment["ZEROG_SLOTS"])), 60, "the agent's children")
-        agent.suspend()
-        parameters = parts.registry.validate("noop", b"{}")
-        for _ in range(count // 500):
-            parts.manager.submit_all([Submission("noop", parameters) for _ in range(500)])
-        agent.resume()
-        last = parts.manager.page(limit=1).items[0].uuid
-        wait_until(lambda: parts.manager.get(last).terminal, 300)
-        wait_until(lambda: not parts.manager.page(state="queued", limit=1).items, 60)
-        times = [from_moment for record in pages(parts) if (from_moment := record.finished_at) is not None]
+        yield parts
         parts.manager.close_queue()
         parts.store.close()
     finally:
         os.chdir(before)
-    return float((len(times) - 1) / (max(times) - min(times)))
+
+
+def fill(parts: bootstrap.Parts, count: int) -> None:
+    """Submit so many no-op jobs, 500 at a time."""
+    parameters = parts.registry.validate("noop", b"{}")
+    for _ in range(count // 500):
+        parts.manager.submit_all([Submission("noop", parameters) for _ in range(500)])
 
 
 def settled(agent: psutil.Process, slots: int) -> bool:
@@ -285,8 +299,40 @@ def couchbase(folder: Path, runs: int) -> list[Row]:
     return rows
 
 
+def sweep(folder: Path, runs: int) -> list[Row]:
+    """What a server costs while 100,000 jobs wait and nothing else happens."""
+    made = deployment(folder / "sweep", "sqlite", None)
+    with parts_of(made) as parts:
+        fill(parts, BACKLOG)
+    rows = [Row(f"sweep at rest, {BACKLOG:,} queued, SQLite: share of a core", at_rest(made), "", None, "< 5 %")]
+    with ExitStack() as stack:
+        store = CouchbaseServer(folder / "couchbase").start()
+        stack.callback(store.stop)
+        server = Beanstalkd(folder / "sweep beanstalkd").start()
+        stack.callback(server.stop)
+        other = deployment(folder / "cb sweep", "couchbase", server, store)
+        with parts_of(other) as parts:
+            fill(parts, BACKLOG)
+        name = f"sweep at rest, {BACKLOG:,} queued, Couchbase's test server + beanstalkd: share of a core"
+        rows.append(Row(name, at_rest(other)))
+    return rows
+
+
+def at_rest(made: Deployment) -> str:
+    """Start a server over a backlog and return its share of a core, once it has looked at all, for two sweeps."""
+    try:
+        process = psutil.Process(made.start_server().pid)
+        time.sleep(REST)  # the full walk of a start, and the first sweep after it
+        before = sum(process.cpu_times()[:2])
+        time.sleep(2 * REST)
+        spent = sum(process.cpu_times()[:2]) - before
+    finally:
+        made.close()
+    return f"{100 * spent / (2 * REST):.2f} %"
+
+
 BENCHMARKS: dict[str, Callable[[Path, int], list[Row]]] = {
-    "http": http, "drain": drain, "latency": latency, "idle": idle, "couchbase": couchbase,
+    "http": http, "drain": drain, "latency": latency, "idle": idle, "couchbase": couchbase, "sweep": sweep,
 }  # fmt: skip
 
 
