@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-_BEGIN, _END = ".. chaos begin", ".. chaos end"
-
 
 @dataclass(slots=True)
 class Report:
@@ -83,8 +81,12 @@ _COLUMNS = (
 
 def table(reports: Sequence[Report]) -> str:
     """Return the reports as a table in reStructuredText."""
-    rows = [_COLUMNS, *(_row(report) for report in reports)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    return grid([_COLUMNS, *(_row(report) for report in reports)])
+
+
+def grid(rows: Sequence[tuple[str, ...]]) -> str:
+    """Return rows of cells as a table in reStructuredText; the first row is its head."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     line = "  ".join("=" * width for width in widths)
     written = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([line, written[0], line, *written[1:], line])
@@ -111,9 +113,15 @@ def _row(report: Report) -> tuple[str, ...]:
 
 def write(path: Path, reports: Sequence[Report]) -> None:
     """Put the table between the marks of a document; without the marks it is added at the end."""
+    put(path, "chaos", table(reports))
+
+
+def put(path: Path, name: str, content: str) -> None:
+    """Put a text between the marks ``.. NAME begin`` and ``.. NAME end``; without them it is added at the end."""
+    begin, end = f".. {name} begin", f".. {name} end"
     text = path.read_text() if path.exists() else ""
-    if _BEGIN not in text:
-        text = f"{text.rstrip()}\n\n{_BEGIN}\n{_END}\n".lstrip()
-    head, _, rest = text.partition(_BEGIN)
-    _, _, tail = rest.partition(_END)
-    path.write_text(f"{head}{_BEGIN}\n\n{table(reports)}\n\n{_END}{tail}")
+    if begin not in text:
+        text = f"{text.rstrip()}\n\n{begin}\n{end}\n".lstrip()
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    path.write_text(f"{head}{begin}\n\n{content}\n\n{end}{tail}")
