@@ -7,6 +7,7 @@ import difflib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -150,6 +151,11 @@ def doctor(config: str | None, verbose: bool, as_json: bool, **flags: Any) -> No
     sys.exit(1 if any(finding.level == "broken" for finding in findings) else 0)
 
 
+def _leave(number: int, _: object) -> None:
+    """End by way of what ends the processes that were started."""
+    sys.exit(128 + number)
+
+
 @main.command()
 @click.argument("scenarios", nargs=-1, metavar="[SCENARIO]...")
 @click.option("--datastore", default="sqlite", show_default=True, metavar="URL", help="sqlite, or a URL as in settings")
@@ -178,6 +184,8 @@ def chaos(document: str | None, as_json: bool, **wanted: Any) -> None:
     from zerog.chaos import campaign
     from zerog.chaos.report import write
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)  # SIGINT, too, is ignored in what a script started in the background
     try:
         reports = campaign.run(campaign.Wanted(**wanted), lambda text: None if as_json else click.echo(text))
     except ConfigurationError as error:

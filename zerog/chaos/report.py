@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-_BEGIN, _END = ".. chaos begin", ".. chaos end"
 
 
 @dataclass(slots=True)
@@ -84,14 +82,14 @@ _COLUMNS = (
 
 def table(reports: Sequence[Report]) -> str:
     """Return the reports as a table in reStructuredText."""
-    return _table([_row(report) for report in reports])
+    return grid([_COLUMNS, *(_row(report) for report in reports)])
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    every = [_COLUMNS, *rows]
-    widths = [max(len(row[column]) for row in every) for column in range(len(_COLUMNS))]
+def grid(rows: Sequence[tuple[str, ...]]) -> str:
+    """Return rows of cells as a table in reStructuredText; the first row is its head."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     line = "  ".join("=" * width for width in widths)
-    written = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in every]
+    written = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([line, written[0], line, *written[1:], line])
 
 
@@ -125,11 +123,20 @@ def write(path: Path, reports: Sequence[Report]) -> None:
 
     A row of the same scenario over the same store and queue is replaced, all others stay.
     """
+
+    def merged(old: str) -> str:
+        rows = {row[:2]: row for row in [*_rows(old), *map(_row, reports)]}
+        return grid([_COLUMNS, *(rows[name] for name in sorted(rows))])
+
+    put(path, "chaos", merged)
+
+
+def put(path: Path, name: str, change: Callable[[str], str]) -> None:
+    """Change the text between the marks ``.. NAME begin`` and ``.. NAME end``; without them it is added at the end."""
+    begin, end = f".. {name} begin", f".. {name} end"
     text = path.read_text() if path.exists() else ""
-    if _BEGIN not in text:
-        text = f"{text.rstrip()}\n\n{_BEGIN}\n{_END}\n".lstrip()
-    head, _, rest = text.partition(_BEGIN)
-    old, _, tail = rest.partition(_END)
-    rows = {row[:2]: row for row in [*_rows(old), *map(_row, reports)]}
-    written = _table([rows[name] for name in sorted(rows)])
-    path.write_text(f"{head}{_BEGIN}\n\n{written}\n\n{_END}{tail}")
+    if begin not in text:
+        text = f"{text.rstrip()}\n\n{begin}\n{end}\n".lstrip()
+    head, _, rest = text.partition(begin)
+    old, _, tail = rest.partition(end)
+    path.write_text(f"{head}{begin}\n\n{change(old)}\n\n{end}{tail}")

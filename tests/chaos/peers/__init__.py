@@ -1,0 +1,1 @@
+"""The kill test against other systems: ``python -m tests.chaos.peers``."""
