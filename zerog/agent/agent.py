@@ -161,7 +161,7 @@ class Agent:
         if not self._store_away and any(self._at_once(slot, now) for slot in self._slots):
             return 0.0
         times = [slot.next_time(self._store_away) - now for slot in self._slots]
-        times += [slot.queue.look_within() for slot in self._asked]
+        times += [slot.entries.queue.look_within() for slot in self._asked]
         if not self._manager.queue_away:
             times.append(self._commands.within())
         times.append(_AWAY if self._store_away or self._manager.queue_away or self._signals else _IDLE)
@@ -219,9 +219,9 @@ class Agent:
         if not asking:
             return
         try:
-            with asking[0].queue.together():
+            with asking[0].entries.queue.together():
                 for slot in asking:
-                    slot.ask_ahead()
+                    slot.entries.ask_ahead()
         except QueueUnavailable as error:
             self._queue_lost(error)
             for slot in asking:
@@ -229,7 +229,9 @@ class Agent:
 
     def _ahead(self, slots: list[Slot]) -> list[Slot]:
         """Return the slots that may claim their next job in the commit that ends their last one."""
-        return [] if self._signals else [slot for slot in slots if slot.phase is Phase.ENDING and slot.looks_ahead]
+        if self._signals:
+            return []
+        return [slot for slot in slots if slot.phase is Phase.ENDING and slot.entries.looks_ahead]
 
     def _step(self, slot: Slot, step: Callable[[float], Callable[[], None]], now: float) -> Callable[[], None]:
         try:
@@ -340,7 +342,7 @@ class Agent:
                 elif not self._store_away and slot.wants_to_ask():
                     slot.ask()
                     slot.on_queue()
-                elif slot.phase is Phase.WAITING and slot.queue.look_within() <= 0:
+                elif slot.phase is Phase.WAITING and slot.entries.queue.look_within() <= 0:
                     slot.on_queue()
             except QueueUnavailable as error:
                 self._queue_lost(error)
@@ -349,7 +351,7 @@ class Agent:
                 self._register_queue(slot)
 
     def _register_queue(self, slot: Slot) -> None:
-        descriptor = slot.queue.fileno()
+        descriptor = slot.entries.queue.fileno()
         self._asked[slot] = descriptor
         self._selector.register(descriptor, selectors.EVENT_READ, lambda: self._on_queue(slot))
 
@@ -573,8 +575,8 @@ class Agent:
             if slot.child is not None:
                 self._close_child(slot.child)
             with suppress(QueueUnavailable):
-                slot.delete_done()
-            slot.queue.close()
+                slot.entries.delete_done()
+            slot.entries.queue.close()
         self._commands.close()
         for child in self._spares:
             self._close_child(child)

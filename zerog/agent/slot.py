@@ -21,7 +21,6 @@ from __future__ import annotations
 import enum
 import json
 import logging
-import re
 import secrets
 import signal
 from collections.abc import Callable, Sequence
@@ -29,20 +28,19 @@ from typing import Any
 
 from zerog import failpoints
 from zerog.agent.attempt import WRITE_EVERY, Attempt, Stop, Terms, read_outcome
+from zerog.agent.entries import Entries
 from zerog.agent.process import Child
 from zerog.clock import Clock
 from zerog.datastore.blobs import CHUNK
-from zerog.exceptions import QueueUnavailable, ReservationLost, UnknownType
+from zerog.exceptions import QueueUnavailable, UnknownType
 from zerog.job import Job
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimed, Drop, GiveBack, Held, Manager, Missing
 from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Result, Succeeded
-from zerog.queue.base import PENDING, Queue, Reservation
+from zerog.queue.base import Queue, Reservation
 from zerog.record import JobRecord, State
 
 logger = logging.getLogger(__name__)
-
-_UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 #: Bytes of an output that wait for the store before the child has to.
 _OUTPUT_WAITING = 4 * CHUNK
@@ -50,14 +48,8 @@ _OUTPUT_WAITING = 4 * CHUNK
 #: How often an entry without a record is given back before it is deleted.
 _MISSING_LOOKS = 3
 
-#: Seconds after which the entry of an ended job is deleted even if there was no question that took it along.
-_DELETE_WITHIN = 0.05
-
-#: Seconds that a job may take to count as short, and seconds for which the entry of another is kept behind it.
-_SHORT, _KEEP = 0.001, 0.005
-
-#: Seconds after which it is looked again whether a question is answered whose answer is to be given back.
-_LOOK_AGAIN = 0.02
+#: Seconds that a job may take to count as short.
+_SHORT = 0.001
 
 #: Seconds between two looks at the memory of an attempt that has a limit.
 _MEMORY_EVERY = 0.1
@@ -85,7 +77,7 @@ class Slot:
 
     def __init__(self, manager: Manager, queue: Queue, clock: Clock, watch: LeaseWatch, terms: Terms) -> None:
         self.manager = manager
-        self.queue = queue
+        self.entries = Entries(queue, clock, terms.tubes, self._say_queue_away)
         self.terms = terms
         self.phase = Phase.IDLE
         self.child: Child | None = None
@@ -93,38 +85,27 @@ class Slot:
         self.stop: Stop | None = None
         self.retire_child = False
         self.superseded = 0
-        self.buried = 0
         self._clock = clock
         self._watch = watch
-        self._reservation: Reservation | None = None
-        #: ``ask_ahead``: the answer is outstanding; it was asked during this job; what came of it.
-        self._asked_ahead = False
-        self._asked_early = False
-        self._next: Reservation | None = None
-        self._done: Reservation | None = None
-        self._delete_at = float("inf")
         self._claim = ""
         self._missing: dict[str, int] = {}
         self._last_run = float("inf")
         self._ended_record: JobRecord | None = None
-        self._keep_until = float("inf")
         #: Whether the claim of this name may be written: then only the record can say whose the job is.
         self._claim_tried = False
         self.draining = False
-        #: The tubes that are served now: those of paused types are not.
-        self._tubes = tuple(terms.tubes)
 
     # Waiting for work
 
     def wants_to_ask(self) -> bool:
         """Return whether the slot could take a job now."""
-        return self.phase is Phase.IDLE and self._has_child and bool(self._tubes)
+        return self.phase is Phase.IDLE and self._has_child and bool(self.entries.tubes)
 
     def serve(self, tubes: Sequence[str]) -> None:
         """Serve these tubes from now on."""
-        self._tubes = tuple(tubes)
-        if self.phase is Phase.WAITING and not self._asked_ahead:
-            self.queue.withdraw()
+        self.entries.tubes = tuple(tubes)
+        if self.phase is Phase.WAITING and not self.entries.asked_ahead:
+            self.entries.withdraw()
             self.phase = Phase.IDLE
 
     @property
@@ -133,33 +114,16 @@ class Slot:
         return self.child is not None and self.child.ready and not self.retire_child
 
     def ask(self) -> None:
-        """Ask the queue for the next entry, deleting the last one on the way."""
-        self.queue.ask(self._tubes, self._take_done())
+        """Ask the queue for the next entry."""
+        self.entries.ask()
         self.phase = Phase.WAITING
 
     def wants_to_ask_ahead(self, now: float) -> bool:
         """Return whether the end of a job is about to be written, or soon will be, and the slot could take another."""
-        if self._asked_early or not self._has_child or self.looks_ahead or not self._tubes:
+        entries = self.entries
+        if entries.asked_early or not self._has_child or entries.looks_ahead or not entries.tubes:
             return False
         return self.phase is Phase.ENDING or self.ends_soon(now)
-
-    def ask_ahead(self) -> None:
-        """Ask for what is ready now, before the end of the last job is written: its claim can share that commit."""
-        self._asked_ahead = self._asked_early = True
-        self._keep_until = self._clock.monotonic() + _KEEP
-        self.queue.ask(self._tubes, self._take_done(), wait=False)
-
-    def _take_ahead(self) -> None:
-        """Take the answer to ``ask_ahead`` if it is there."""
-        if not self._asked_ahead:
-            return
-        answer = self.queue.take()
-        if answer is PENDING:
-            return
-        self._asked_ahead = False
-        if isinstance(answer, Reservation) and self._is_job(answer):
-            self._next = answer
-            self._new_claim()
 
     def _new_claim(self) -> None:
         self._claim = secrets.token_hex(8)
@@ -167,68 +131,38 @@ class Slot:
 
     def _give_ahead_back(self, now: float) -> None:
         """Let others have what was asked for ahead, but for what may be claimed already."""
-        self._quietly(self._take_ahead)
-        if self._asked_ahead or self._claim_tried:
-            self._keep_until = now + _LOOK_AGAIN
-            return
-        waiting, self._next = self._next, None
-        self._asked_early = False
-        if waiting is not None:
-            self._quietly(waiting.release)
+        if self.entries.take_ahead_quietly():
+            self._new_claim()
+        if self.entries.asked_ahead or self._claim_tried:
+            self.entries.keep_ahead(now)
+        else:
+            self.entries.give_ahead_back()
 
     def withdraw(self, now: float) -> None:
         """Stop asking, and give back what was asked for ahead: the agent drains.  May be called again and again."""
         self.draining = True
-        self.delete_done()
-        if self.looks_ahead:
+        self.entries.delete_done()
+        if self.entries.looks_ahead:
             self._give_ahead_back(now)
-        if self.phase is Phase.WAITING and not self._asked_ahead:
-            self.queue.withdraw()
+        if self.phase is Phase.WAITING and not self.entries.asked_ahead:
+            self.entries.withdraw()
             self.phase = Phase.IDLE
-
-    def delete_done(self) -> None:
-        """Delete the entry of the last job now, if nothing has taken it along yet."""
-        done = self._take_done()
-        if done is not None:
-            self._quietly(done.delete)
-
-    def _take_done(self) -> Reservation | None:
-        done, self._done = self._done, None
-        self._delete_at = float("inf")
-        return done
 
     def queue_lost(self) -> None:
         """Say that the queue is away: what was asked is asked again later."""
-        if self.phase is Phase.WAITING or self._asked_ahead:
-            # A reserve that is still out there would answer in the middle of a later job.
-            self.queue.withdraw()
-            self._asked_ahead = False
+        if self.phase is Phase.WAITING or self.entries.asked_ahead:
+            self.entries.withdraw()
         if self.phase is Phase.WAITING:
             self.phase = Phase.IDLE
 
     def on_queue(self) -> None:
         """Take what the queue has for us."""
-        if self.phase is not Phase.WAITING:
+        if self.phase is not Phase.WAITING or not self.entries.take():
             return
-        answer = self.queue.take()
-        if answer is PENDING:
-            return
-        self._asked_ahead = False
         self.phase = Phase.IDLE
-        if isinstance(answer, Reservation) and self._is_job(answer):
-            self._reservation = answer
+        if self.entries.current is not None:
             self._new_claim()
             self.phase = Phase.CLAIMING
-
-    def _is_job(self, reservation: Reservation) -> bool:
-        """Return whether an entry names a job; R14: another is not ours to run, and not ours to throw away."""
-        if _UUID.fullmatch(reservation.body):
-            failpoints.hit("run.after_reserve")
-            return True
-        self.buried += 1
-        logger.warning("buried an entry that is no job id: %d bytes", len(reservation.body))
-        self._quietly(reservation.bury)
-        return False
 
     def ends_soon(self, now: float) -> bool:
         """Return whether what runs here is young and the last job was short: waiting for it costs little."""
@@ -260,28 +194,23 @@ class Slot:
         """Do one thing with the store; what is returned must be called once that is committed."""
         match self.phase:
             case Phase.CLAIMING:
-                assert self._reservation is not None
-                return self._step_claim(now, self._reservation)
+                assert self.entries.current is not None
+                return self._step_claim(now, self.entries.current)
             case Phase.ENDING:
                 return self._step_settle()
             case _:
                 return self._step_report(now)
 
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether ``step_ahead`` may have something to do."""
-        return self._asked_ahead or self._next is not None
-
     def step_ahead(self, now: float) -> Callable[[], None]:
         """Claim, in the commit that ends one job, the next one, if there is one and a child for it."""
         try:
-            self._take_ahead()
+            if self.entries.take_ahead():
+                self._new_claim()
         except QueueUnavailable as error:
-            self._asked_ahead = False
-            self._say_queue_away(error)
-        if self._next is None:
+            self.entries.no_answer(error)
+        if self.entries.ahead is None:
             return _nothing
-        return self._step_claim(now, self._next) if self._has_child else self._leave_it
+        return self._step_claim(now, self.entries.ahead) if self._has_child else self._leave_it
 
     def _leave_it(self) -> None:
         """Give back the entry that came ahead: there is no child for it now."""
@@ -294,7 +223,7 @@ class Slot:
         verdict = self.manager.claim(uuid, self.terms.agent, self._claim, self._watch)
 
         def after() -> None:
-            self._reservation, self._next = reservation, None
+            self.entries.take_up(reservation)
             self.phase = Phase.CLAIMING
             match verdict:
                 case Claimed(held=held) if self.draining or not self._has_child:
@@ -327,7 +256,7 @@ class Slot:
             job = Job  # the child will say so
         self.attempt = Attempt(held, job, now, self.terms)
         self.attempt.started = self._clock.monotonic()  # the commit before it took its time
-        self._asked_early = False
+        self.entries.asked_early = False
         self.phase = Phase.RUNNING
         logger.debug("started job=%s type=%s attempt=%d", record.uuid, record.job_type, record.attempt)
         self.child.pipe.send(
@@ -454,41 +383,18 @@ class Slot:
             self._give_entry_back(min(1.0, self.terms.lease / 3), None)
 
     def _give_entry_back(self, delay: float, priority: int | None, point: str | None = None) -> None:
-        reservation = self._reservation
-
-        def release() -> None:
-            if point is not None:
-                failpoints.hit(point, QueueUnavailable)
-            assert reservation is not None
-            reservation.release(delay, priority)
-
-        if reservation is not None:
-            self._quietly(release)
+        self.entries.give_back(delay, priority, point)
         self._free()
 
     def _drop_entry(self) -> None:
-        self.delete_done()
-        self._done = self._reservation
-        self._delete_at = self._clock.monotonic() + _DELETE_WITHIN
+        self.entries.drop()
         self._free()
 
     def _free(self) -> None:
-        self._reservation = None
-        if self._next is not None:
-            self._reservation, self._next = self._next, None
+        if self.entries.current is not None:
             self.phase = Phase.CLAIMING
         else:
-            self.phase = Phase.WAITING if self._asked_ahead else Phase.IDLE
-
-    def _quietly(self, call: Callable[[], None]) -> None:
-        """Do something to the queue's entry.  If the queue is away or the entry is not ours any more, that is no
-        failure of the job: the record is written, and R3 and the sweep make the queue fit it."""
-        try:
-            call()
-        except ReservationLost:
-            logger.debug("an entry is no longer ours")
-        except QueueUnavailable as error:
-            self._say_queue_away(error)
+            self.phase = Phase.WAITING if self.entries.asked_ahead else Phase.IDLE
 
     def _say_queue_away(self, error: QueueUnavailable) -> None:
         self.manager.queue_away = True
@@ -497,16 +403,10 @@ class Slot:
     def touch(self, now: float) -> None:
         """Keep the queue's promise while the job runs."""
         attempt = self.attempt
-        if attempt is None or now < attempt.touch_at or self._reservation is None or self.manager.queue_away:
+        if attempt is None or now < attempt.touch_at or self.entries.current is None or self.manager.queue_away:
             return
         attempt.touch_at = now + self.terms.lease / 3
-        reservation = self._reservation
-
-        def touch() -> None:
-            failpoints.hit("run.touch_lost", ReservationLost)
-            reservation.touch()
-
-        self._quietly(touch)
+        self.entries.touch()
 
     # The child
 
@@ -662,9 +562,9 @@ class Slot:
 
     def tick(self, now: float) -> None:
         """Do what time asks for: limits, rougher signals, the touch, the last job's entry."""
-        if now >= self._delete_at and not self.manager.queue_away:
-            self.delete_done()
-        if self.looks_ahead and now >= self._keep_until and self.phase in (Phase.RUNNING, Phase.ENDING):
+        if now >= self.entries.delete_at and not self.manager.queue_away:
+            self.entries.delete_done()
+        if self.entries.looks_ahead and now >= self.entries.keep_until and self.phase in (Phase.RUNNING, Phase.ENDING):
             self._give_ahead_back(now)
         attempt = self.attempt
         if self.phase is not Phase.RUNNING or attempt is None:
@@ -703,9 +603,9 @@ class Slot:
 
     def next_time(self, store_away: bool) -> float:
         """Return when ``tick`` or ``step`` has something to do, on the monotonic clock."""
-        times = [float("inf") if self.manager.queue_away else self._delete_at]
-        if self.looks_ahead:
-            times.append(self._keep_until)
+        times = [float("inf") if self.manager.queue_away else self.entries.delete_at]
+        if self.entries.looks_ahead:
+            times.append(self.entries.keep_until)
         attempt = self.attempt
         if self.phase is not Phase.RUNNING or attempt is None:
             return min(times)
@@ -713,7 +613,7 @@ class Slot:
             times.append(attempt.renew_at)
             if attempt.dirty:
                 times.append(attempt.write_at)
-        if not self.manager.queue_away and self._reservation is not None:
+        if not self.manager.queue_away and self.entries.current is not None:
             times.append(attempt.touch_at)
         if self.stop is not None:
             times.append(self.stop.next)
