@@ -49,10 +49,10 @@ class Settling(Records):
         try:
             return self._end(held, attempt, change)
         except Superseded:
-            current = self.read(held.record.uuid)
-            if current.record.attempt == attempt and current.record.state is not State.RUNNING:
-                return current
-            raise
+            current = self.read_many([held.record.uuid]).get(held.record.uuid)
+            if current is None or current.record.attempt != attempt or current.record.state is State.RUNNING:
+                raise
+            return current
 
     def _end(self, held: Held, attempt: int, change: Callable[[JobRecord], JobRecord]) -> Held:
         """Apply a change that may be terminal: the entry in its log is there before the record says so (R15)."""
