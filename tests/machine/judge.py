@@ -50,8 +50,9 @@ class Life:
 
     #: The moment, true time, at which its lease moved last.
     moved: float = 0.0
-    claims: dict[int, str] = field(default_factory=dict)
+    #: The claims of its executions, and how many of these were free: given back, or before a requeue.
     started: set[str] = field(default_factory=set)
+    free: int = 0
     ends: int = 0
     #: What the execution came to that its record names.
     data: str | None = None
@@ -73,6 +74,7 @@ class Judge:
         self._data: dict[str, str] = {}
         self._spends_nothing: set[str] = set()
         self._cancels: set[str] = set()
+        self._claims: set[Token] = set()
         self.store = MemoryDatastore()
 
     def expect(self, held: bool, what: str, uuid: str) -> None:
@@ -96,10 +98,14 @@ class Judge:
 
     def start(self, token: Token) -> None:
         """Hear that the code of a job begins to run."""
-        life = self._lives[token.uuid]
-        self.expect(life.claims.get(token.attempt) == token.claim, "started without its claim", token.uuid)
+        self.expect(token in self._claims, "started without its claim", token.uuid)
+        life, record = self._lives.get(token.uuid), self.records.get(token.uuid)
+        if life is None or record is None:
+            return  # removed since, while its agent slept
         self.expect(token.claim not in life.started, "one attempt was started twice", token.uuid)
         life.started.add(token.claim)
+        paid = record.errors + record.crashes + record.losses + 1
+        self.expect(len(life.started) - life.free <= paid, "I4 started more often than it has paid for", token.uuid)
 
     def say(self, token: Token, data: str | None = None, spends_nothing: bool = False) -> None:
         """Hear what an execution came to: its ``data``, or that it ends without blame."""
@@ -196,7 +202,7 @@ class Judge:
         self.expect(after.job_type not in manager.paused, "claimed by who knew of its pause", uuid)
         self.expect(after.lease is not None, "claimed without a lease", uuid)
         if after.lease is not None:
-            self._lives[uuid].claims[after.attempt] = after.lease.claim
+            self._claims.add(Token(uuid, after.attempt, after.lease.claim))
         self._lives[uuid].moved = self._time()
 
     def _went_on(self, before: JobRecord, after: JobRecord) -> None:
@@ -226,9 +232,14 @@ class Judge:
 
     def _again(self, before: JobRecord, after: JobRecord, claim: str) -> None:
         spent = [getattr(after, name) - getattr(before, name) for name in ("errors", "crashes", "losses")]
-        free = claim in self._spends_nothing or claim not in self._lives[after.uuid].started
+        life = self._lives[after.uuid]
+        free = claim in self._spends_nothing or claim not in life.started
         right = sorted(spent) == [0, 0, 1] or (free and sum(spent) <= 0)
         self.expect(right, f"I4 goes again having spent {spent}", after.uuid)
+        if sum(spent) < 0:
+            life.free = len(life.started)
+        elif sum(spent) == 0:
+            life.free += claim in life.started
 
     def _decided(self, after: JobRecord) -> None:
         states = [self.records[uuid].state if uuid in self.records else None for uuid in after.parents]
