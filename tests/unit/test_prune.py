@@ -228,3 +228,6 @@ def test_an_attempt_of_a_removed_job_writes_nothing_to_the_next_one_of_its_key(m
     with pytest.raises(Superseded):
         manager.settle(held, 1, Succeeded())
     assert manager.read(again.uuid) == verdict.held
+    manager.settle(verdict.held, 1, Succeeded())
+    with pytest.raises(Superseded):
+        manager.settle(held, 1, Succeeded())
