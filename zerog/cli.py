@@ -194,7 +194,7 @@ def chaos(document: str | None, as_json: bool, **wanted: Any) -> None:
         write(Path(document), reports)
     if as_json:
         click.echo(campaign.as_json(reports))
-    sys.exit(1 if any(report.findings for report in reports) else 0)
+    sys.exit(1 if not all(report.clean for report in reports) else 0)
 
 
 # Commands over HTTP

@@ -1,6 +1,6 @@
 """LeaseWatch: which leases stand still.
 
-A lease is lapsed when its (attempt, sequence) did not move for a whole lease, measured on this process's own
+A lease is lapsed when its (attempt, claim, sequence) did not move for a whole lease, measured on this process's own
 monotonic clock and counting only time in which the store could be read and written: a store that can only be read, as
 an SQLite file that somebody has locked, lets nobody renew.  The time written in the lease is for
 display: nobody's wall clock decides.
@@ -17,8 +17,9 @@ from zerog.record import JobRecord, State
 @dataclass(slots=True)
 class _Seen:
     attempt: int
+    claim: str
     sequence: int
-    readable: float  # how long the store had been readable, in all, when this pair was first seen
+    readable: float  # how long the store had been readable, in all, when this lease was first seen so
     moves: int = 0
     looks: int = 1
 
@@ -61,9 +62,11 @@ class LeaseWatch:
             self._seen.pop(record.uuid, None)
             return False
         seen = self._seen.get(record.uuid)
-        if seen is None or (seen.attempt, seen.sequence) != (record.attempt, record.lease.sequence):
+        # Also the claim: after a prune the same key makes a job with the same UUID, whose attempts count from one.
+        now = (record.attempt, record.lease.claim, record.lease.sequence)
+        if seen is None or (seen.attempt, seen.claim, seen.sequence) != now:
             moves, looks = (seen.moves + 1, seen.looks + 1) if seen is not None else (0, 1)
-            self._seen[record.uuid] = _Seen(record.attempt, record.lease.sequence, self._readable, moves, looks)
+            self._seen[record.uuid] = _Seen(*now, self._readable, moves, looks)
             return False
         seen.looks += 1
         return self._readable - seen.readable >= self.lease

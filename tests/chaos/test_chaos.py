@@ -36,8 +36,9 @@ PAIRS = {
     "B1": ("sqlite", "sqlite"),
 }
 
-#: Scenarios of which every fault is a case of its own, and how many run at a time: they mostly wait.
-CASES, AT_ONCE = ("D1", "N1", "T1"), 3
+#: Scenarios of which every fault is a case of its own, and how many run at a time: they mostly wait, but
+#: what took how long is only known of one that runs alone.
+CASES, AT_ONCE = ("D1", "N1", "T1"), 1 if FULL else 3
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,9 @@ def run(name: str, couchbase: str) -> dict[str, Any]:
 def test_nothing_is_lost_and_nothing_finishes_twice(name: str, runs: Callable[[str], dict[str, Any]]) -> None:
     report = runs(name)
     assert report["findings"] == []
-    assert report["status"] == 0
+    # Side by side on one machine they say nothing about time.
+    assert report["late"] == [] or not FULL
+    assert report["status"] == (1 if report["late"] else 0)
     assert report["acknowledged"] == report["terminal"] >= report["jobs_wanted"]
     assert (report["lost"], report["double_result"], report["stale_write"], report["not_succeeded"]) == (0, 0, 0, 0)
     assert report["faults"] >= report["faults_wanted"] * 0.7, "it was injured as much as was asked"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.machine.memory import MemoryDatastore
 from tests.services import CouchbaseServer
 from zerog.datastore.base import Datastore, Entry
 from zerog.datastore.blobs import CHUNK, BlobWriter, read_blob
@@ -31,11 +32,13 @@ def couchbase_store(server: CouchbaseServer, service: str, deadline: float = 5.0
     return CouchbaseDatastore(address, "tester", "password", server.bucket, service=service, deadline=deadline)
 
 
-@pytest.fixture(params=["sqlite", "couchbase", "faulty"])
+@pytest.fixture(params=["sqlite", "couchbase", "faulty", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Datastore]:
-    """An empty store: a file of its own, a service of its own in the shared test server, or one that may fail."""
+    """An empty store: a file, a service in the shared test server, one that may fail, or that of the state machine."""
     made: Datastore
-    if request.param == "sqlite":
+    if request.param == "memory":
+        made = MemoryDatastore()
+    elif request.param == "sqlite":
         made = SQLiteDatastore(tmp_path / "zerog.db", "test", deadline=3.0)
     elif request.param == "faulty":
         made = FaultyDatastore(SQLiteDatastore(tmp_path / "zerog.db", "test", deadline=3.0), tmp_path / "faults")

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.machine.memory import MemoryBroker
 from tests.services import Beanstalkd, wait_until
+from zerog.clock import Clock
 from zerog.exceptions import QueueUnavailable, ReservationLost
 from zerog.queue.base import PENDING, Put, Queue, Reservation, TubeStats
 from zerog.queue.beanstalkd import BeanstalkdQueue
@@ -24,11 +26,12 @@ pytestmark = pytest.mark.requirement("Z1", "Z7", "Z9")
 TUBE, OTHER = "zerog.resize", "zerog.sleep"
 
 
-@pytest.fixture(params=["sqlite", "beanstalkd"])
+@pytest.fixture(params=["sqlite", "beanstalkd", "memory"])
 def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Queue]]:
     """What makes connections to one queue; all are closed at the end."""
     made: list[Queue] = []
     server: Beanstalkd | None = None
+    broker = MemoryBroker(Clock())
     if request.param == "beanstalkd":
         server = request.getfixturevalue("beanstalkd")
 
@@ -36,6 +39,8 @@ def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
         queue: Queue
         if server is not None:
             queue = BeanstalkdQueue(server.address, deadline=2.0)
+        elif request.param == "memory":
+            queue = broker.connect()
         else:
             queue = SQLiteQueue(tmp_path / "queue.db", tmp_path / "run", deadline=2.0)
         made.append(queue)

@@ -33,9 +33,9 @@ class Hands(Clock):
         return self.time
 
 
-def running(sequence: int = 0, attempt: int = 1) -> JobRecord:
+def running(sequence: int = 0, attempt: int = 1, claim: str = "claim") -> JobRecord:
     return JobRecord(
-        "u", "noop", 1, {}, 0.0, 0.0, state=State.RUNNING, attempt=attempt, lease=Lease("agent", "claim", sequence, 0.0)
+        "u", "noop", 1, {}, 0.0, 0.0, state=State.RUNNING, attempt=attempt, lease=Lease("agent", claim, sequence, 0.0)
     )
 
 
@@ -64,6 +64,15 @@ def test_a_lease_that_moves_does_not_lapse() -> None:
     for sequence in range(10):
         assert not watched(clock, watch, 2.0, running(sequence))
     assert watch.moves("u") == 9
+
+
+def test_the_same_numbers_under_another_claim_are_another_lease() -> None:
+    """A job that was removed can be made again by its key, under the same UUID."""
+    clock = Hands()
+    watch = LeaseWatch(clock, 3.0)
+    assert not watched(clock, watch, 2.8, running())
+    assert not watched(clock, watch, 2.8, running(claim="another"))
+    assert watched(clock, watch, 0.4, running(claim="another"))
 
 
 def test_time_in_which_the_store_was_silent_does_not_count() -> None:

@@ -12,9 +12,9 @@ from tests.unit.test_leases import Hands, later
 from workers.examples.jobs import Noop
 from zerog import failpoints
 from zerog.datastore.sqlite import SQLiteDatastore
-from zerog.exceptions import NotFound
+from zerog.exceptions import NotFound, Superseded
 from zerog.leases import LeaseWatch
-from zerog.manager import Claimed, Manager, Options, Submission
+from zerog.manager import Claimed, Held, Manager, Options, Submission
 from zerog.outcome import Failed, Result, Succeeded
 from zerog.queue.sqlite import SQLiteQueue
 from zerog.registry import Parameters, Registry
@@ -191,3 +191,43 @@ def test_freed_pages_go_back_to_the_disk(manager: Manager, tmp_path: Path) -> No
     store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     assert (tmp_path / "zerog.db").stat().st_size < full / 20
     assert list(store.warnings()) == []
+
+
+def asleep(manager: Manager, submission: Submission) -> Held:
+    """Return the attempt of an agent that sleeps while its job is lost, taken over, ended and removed."""
+    uuid = manager.submit(submission).record.uuid
+    watch = LeaseWatch(manager.clock, 30.0)
+    sleeping = manager.claim(uuid, "sleeper", "first", watch)
+    manager.lose(manager.read(uuid))
+    following = manager.claim(uuid, "agent", "second", watch)
+    assert isinstance(sleeping, Claimed) and isinstance(following, Claimed)
+    manager.settle(following.held, 2, Succeeded())
+    later(manager, 11 * DAY)
+    assert manager.prune().jobs == 1
+    return sleeping.held
+
+
+def test_an_attempt_whose_job_was_removed_is_superseded(manager: Manager) -> None:
+    held = asleep(manager, Submission("noop", Parameters({})))
+    with pytest.raises(Superseded):
+        manager.report(held, 1, 0.5)
+    with pytest.raises(Superseded):
+        manager.settle(held, 1, Succeeded())
+
+
+def test_an_attempt_of_a_removed_job_writes_nothing_to_the_next_one_of_its_key(manager: Manager) -> None:
+    """The UUID is the same, and its attempts count from one again."""
+    submission = Submission("noop", Parameters({}), key="k")
+    held = asleep(manager, submission)
+    again = manager.submit(submission).record
+    assert again.uuid == held.record.uuid
+    verdict = manager.claim(again.uuid, "agent", "third", LeaseWatch(manager.clock, 30.0))
+    assert isinstance(verdict, Claimed)
+    with pytest.raises(Superseded):
+        manager.report(held, 1, 0.5)
+    with pytest.raises(Superseded):
+        manager.settle(held, 1, Succeeded())
+    assert manager.read(again.uuid) == verdict.held
+    manager.settle(verdict.held, 1, Succeeded())
+    with pytest.raises(Superseded):
+        manager.settle(held, 1, Succeeded())

@@ -76,8 +76,8 @@ def _run_one(scenario: Scenario, wanted: Wanted, seed: int) -> Report:
         one.report.findings.append(f"the run broke off: {error}")
         return one.report
     finally:
-        site.close(keep=wanted.keep or bool(one.report.findings))
-        if one.report.findings:
+        site.close(keep=wanted.keep or not one.report.clean)
+        if not one.report.clean:
             logger.warning("what the processes said is kept in %s", site.folder)
 
 

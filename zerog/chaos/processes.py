@@ -24,8 +24,8 @@ def judge_k1(run: Run) -> None:
     p50, p99 = run.report.quantile(0.5), run.report.quantile(0.99)
     bound = run.site.lease + run.site.sweep + 1
     run.expect(p50 is not None, "no kill interrupted a job: nothing is known of recovery")
-    run.expect(p50 is None or p50 <= 1.0, f"median recovery {p50} s: more than 1 s")
-    run.expect(p99 is None or p99 <= bound, f"p99 of recovery {p99} s: more than {bound:g} s")
+    run.expect_in_time(p50 is None or p50 <= 1.0, f"median recovery {p50} s: more than 1 s")
+    run.expect_in_time(p99 is None or p99 <= bound, f"p99 of recovery {p99} s: more than {bound:g} s")
 
 
 def kill_children(run: Run) -> None:
@@ -76,7 +76,7 @@ def _parent(pid: int) -> int:
 
 def judge_k2(run: Run) -> None:
     p99 = run.report.quantile(0.99)
-    run.expect(p99 is None or p99 <= 1.0, f"p99 from a child's end to its record {p99} s: more than 1 s")
+    run.expect_in_time(p99 is None or p99 <= 1.0, f"p99 from a child's end to its record {p99} s: more than 1 s")
 
 
 def kill_server(run: Run) -> None:
@@ -104,7 +104,7 @@ def kill_queue(run: Run) -> None:
 
 
 def judge_k4(run: Run) -> None:
-    run.expect(run.drained <= 15, f"drained {run.drained:.1f} s after the last restart: more than 15 s")
+    run.expect_in_time(run.drained <= 15, f"drained {run.drained:.1f} s after the last restart: more than 15 s")
 
 
 def wipe_queue(run: Run) -> None:
@@ -118,7 +118,7 @@ def wipe_queue(run: Run) -> None:
         try:
             until(lambda: _is_whole(run), bound, "a whole queue")
         except TimeoutError:
-            run.expect(False, f"the queue was not whole again within {bound:g} s")
+            run.expect_in_time(False, f"the queue was not whole again within {bound:g} s")
         run.report.recoveries.append(time.monotonic() - moment)
 
 

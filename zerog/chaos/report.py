@@ -12,7 +12,11 @@ from typing import Any
 
 @dataclass(slots=True)
 class Report:
-    """What happened in one run of a scenario.  ``findings`` are the promises that did not hold; times in seconds."""
+    """What happened in one run of a scenario; times in seconds.
+
+    ``findings`` are the promises that did not hold, ``late`` those about time: a machine that is too busy for the
+    scenario misses them as well.
+    """
 
     scenario: str
     store: str
@@ -32,6 +36,12 @@ class Report:
     seconds: float = 0.0
     recoveries: list[float] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Whether all promises held."""
+        return not self.findings and not self.late
 
     def quantile(self, share: float) -> float | None:
         """Return the recovery time that ``share`` of all recoveries did not exceed."""
@@ -63,6 +73,7 @@ class Report:
             f"  executed twice {self.executed_twice}, overlapping {self.overlapping}, superseded {self.superseded}",
             f"  recovery: {self.times()}",
             *(f"  FOUND: {finding}" for finding in self.findings),
+            *(f"  LATE: {finding}" for finding in self.late),
         ]
         return "\n".join(lines)
 

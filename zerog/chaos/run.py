@@ -234,6 +234,11 @@ class Run:
         if not holds:
             self.report.findings.append(finding)
 
+    def expect_in_time(self, holds: bool, finding: str) -> None:
+        """Note what took longer than it may."""
+        if not holds:
+            self.report.late.append(finding)
+
     def executions(self) -> list[ledger.Execution]:
         """Return what the ledger tells, in the order of the starts."""
         return ledger.read(self.site.ledger)

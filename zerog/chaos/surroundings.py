@@ -86,7 +86,7 @@ def _limited(site: Site) -> Iterator[None]:
 
 def judge_d1(run: Run) -> None:
     worst = run.report.quantile(1.0)
-    run.expect(worst is not None and worst <= _AGAIN, f"submits were refused for {worst} s after there was room again")
+    run.expect_in_time(worst is not None and worst <= _AGAIN, f"submits were refused for {worst} s after there was room again")
 
 
 # S1: a store that fails
@@ -165,7 +165,7 @@ def tear_network(run: Run) -> None:
             until(lambda: run.site.client.type("chaos-work")["queue"], bound, "the server's view of the queue")
             until(partial(_started_after, run, moment), bound, "a job")
         except TimeoutError as error:
-            run.expect(False, f"{error} after the network was whole again; {len(waiting)} jobs waited")
+            run.expect_in_time(False, f"{error} after the network was whole again; {len(waiting)} jobs waited")
         run.report.recoveries.append(time.monotonic() - moment)
 
 

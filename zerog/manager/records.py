@@ -173,18 +173,27 @@ class Records:
         The version that is replaced is the one that was checked.  On a conflict, or when it is unknown whether the
         write happened, the record is read and checked again before ``change`` is applied again.
         """
+        # Also the claim: after a prune the same key makes a job with the same UUID, whose attempts count from one.
+        claim = held.record.lease.claim if held.record.lease is not None else None
         for _ in range(CONFLICTS):
-            check_attempt(held.record, attempt)
+            check_attempt(held.record, attempt, claim)
             changed = change(held.record)
             try:
                 return self._write_at(point, held, changed)
-            except Conflict:
-                held = self.read(held.record.uuid)
+            except (Conflict, NotFound):
+                held = self._read_again(held.record.uuid, attempt)
             except StoreAmbiguous:
-                held = self.read(held.record.uuid)
+                held = self._read_again(held.record.uuid, attempt)
                 if same_content(held.record, changed):
                     return held
         raise too_busy(held.record.uuid)
+
+    def _read_again(self, uuid: str, attempt: int) -> Held:
+        """Read the record of an attempt; ``Superseded`` if it was removed meanwhile, as only ended jobs are."""
+        try:
+            return self.read(uuid)
+        except UnknownJob as error:
+            raise Superseded(f"attempt {attempt} of job {uuid} is over: the job was removed") from error
 
     def _write_at(self, point: str, held: Held, record: JobRecord) -> Held:
         return failpoints.ambiguous(point, lambda: self.write(held, record), StoreAmbiguous)
@@ -263,9 +272,10 @@ def too_busy(uuid: str) -> StoreUnavailable:
     return StoreUnavailable(f"job {uuid} is being changed by too many at once")
 
 
-def check_attempt(record: JobRecord, attempt: int) -> None:
-    """Raise ``Superseded`` unless ``attempt`` is the one that may write this record."""
-    if record.state is not State.RUNNING or record.attempt != attempt:
+def check_attempt(record: JobRecord, attempt: int, claim: str | None) -> None:
+    """Raise ``Superseded`` unless ``attempt``, begun by ``claim``, is the one that may write this record."""
+    mine = record.attempt == attempt and (record.lease is None or record.lease.claim == claim)
+    if record.state is not State.RUNNING or not mine:
         raise Superseded(
             f"attempt {attempt} of job {record.uuid} is over: the job is {record.state} in attempt {record.attempt}",
             state=str(record.state),

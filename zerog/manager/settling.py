@@ -49,10 +49,10 @@ class Settling(Records):
         try:
             return self._end(held, attempt, change)
         except Superseded:
-            current = self.read(held.record.uuid)
-            if current.record.attempt == attempt and current.record.state is not State.RUNNING:
-                return current
-            raise
+            current = self.read_many([held.record.uuid]).get(held.record.uuid)
+            if current is None or not _is_over(attempt, held.record, current.record):
+                raise
+            return current
 
     def _end(self, held: Held, attempt: int, change: Callable[[JobRecord], JobRecord]) -> Held:
         """Apply a change that may be terminal: the entry in its log is there before the record says so (R15)."""
@@ -210,6 +210,12 @@ class Settling(Records):
         if ended.terminal:
             self._log_end(ended, set())
         return self.write(held, ended)
+
+
+def _is_over(attempt: int, held: JobRecord, now: JobRecord) -> bool:
+    """Return whether an attempt of a job is its last one, and has ended; not that of another job of the same key."""
+    same = (held.created_at, attempt) == (now.created_at, now.attempt)
+    return same and now.state is not State.RUNNING
 
 
 def with_progress(record: JobRecord, completeness: float | None, message: str | None) -> JobRecord:
