@@ -86,7 +86,9 @@ def _limited(site: Site) -> Iterator[None]:
 
 def judge_d1(run: Run) -> None:
     worst = run.report.quantile(1.0)
-    run.expect_in_time(worst is not None and worst <= _AGAIN, f"submits were refused for {worst} s after there was room again")
+    run.expect_in_time(
+        worst is not None and worst <= _AGAIN, f"submits were refused for {worst} s after there was room again"
+    )
 
 
 # S1: a store that fails
