@@ -223,16 +223,17 @@ def test_what_must_not_run_twice_is_not_given_back(tmp_path: Path) -> None:
         assert (record["reason"], record["counters"]["crashes"]) == ("outcome_unknown", 1)
 
 
-def test_a_cancel_that_comes_while_a_checkpoint_waits_is_heard(zerog: Deployment) -> None:
-    for _ in range(3):
-        uuid = zerog.submit("keeping")
-        zerog.wait_for(uuid, state="running")
-        time.sleep(0.3)  # it keeps its state again and again
-        started = time.monotonic()
-        zerog.client.delete(f"/jobs/{uuid}")
-        assert zerog.wait(uuid)["state"] == "cancelled"
-        assert time.monotonic() - started < 0.9, "by itself, and not by SIGTERM after the grace"
-        assert [event["message"] for event in zerog.info(uuid)["events"]] == ["cancelled inside"]
+def test_a_cancel_that_comes_while_a_checkpoint_waits_is_heard(tmp_path: Path) -> None:
+    with deployed(tmp_path, grace="20", slots="1") as zerog:
+        for _ in range(3):
+            uuid = zerog.submit("keeping")
+            zerog.wait_for(uuid, state="running")
+            time.sleep(0.3)  # it keeps its state again and again
+            started = time.monotonic()
+            zerog.client.delete(f"/jobs/{uuid}")
+            assert zerog.wait(uuid)["state"] == "cancelled"
+            assert time.monotonic() - started < 10, "by itself, and not by SIGTERM after the grace"
+            assert [event["message"] for event in zerog.info(uuid)["events"]] == ["cancelled inside"]
 
 
 def test_a_cancel_reaches_an_agent_at_once(zerog: Deployment) -> None:

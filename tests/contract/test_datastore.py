@@ -474,5 +474,5 @@ def test_couchbase_says_that_nothing_listens_and_connects_later(tmp_path: Path) 
     start = time.monotonic()
     with pytest.raises(StoreUnavailable):
         store.get("a")
-    assert time.monotonic() - start < 0.4, "the second call waited again"
+    assert time.monotonic() - start < 0.9, "the second call waited again"
     store.close()
