@@ -208,35 +208,36 @@ class Submitting(Waiting):
         entries = [("jobs", codec.dumps({"uuid": uuid})) for uuid, _ in items]
         numbers = self.store.append_all(entries)
         failpoints.hit("submit.after_append")
+        numbered: list[tuple[str, Submission, int]] = []
         made: dict[str, JobRecord] = {}
         done: dict[str, Held | DatastoreError] = {}
         for (uuid, submission), number in zip(items, numbers, strict=True):
             if isinstance(number, DatastoreError):
                 done[uuid] = number
             else:
-                made[uuid] = self._record(uuid, submission, number)
+                numbered.append((uuid, submission, number))
         by_type = [
-            (f"jobs.{record.job_type}", codec.dumps({"uuid": uuid, "number": record.number}))
-            for uuid, record in made.items()
+            (f"jobs.{submission.job_type}", codec.dumps({"uuid": uuid, "number": number}))
+            for uuid, submission, number in numbered
         ]
-        for uuid, entry in zip(list(made), self.store.append_all(by_type), strict=True):
+        for (uuid, submission, number), entry in zip(numbered, self.store.append_all(by_type), strict=True):
             if isinstance(entry, DatastoreError):
                 done[uuid] = entry
-                del made[uuid]
             else:
-                made[uuid] = made[uuid].evolve(type_number=entry)
+                made[uuid] = self._record(uuid, submission, number, entry)
         written = self.store.insert_all({self.key(uuid): to_document(record) for uuid, record in made.items()})
         for uuid, record in made.items():
             cas = written[self.key(uuid)]
             done[uuid] = cas if isinstance(cas, DatastoreError) else Held(record, cas)
         return done
 
-    def _record(self, uuid: str, submission: Submission, number: int) -> JobRecord:
+    def _record(self, uuid: str, submission: Submission, number: int, type_number: int) -> JobRecord:
         now = self.clock.now()
         return JobRecord(
             uuid=uuid,
             job_type=submission.job_type,
             number=number,
+            type_number=type_number,
             parameters=submission.parameters.values,
             created_at=now,
             updated_at=now,
