@@ -12,7 +12,6 @@ from zerog.chaos.run import TERMINAL, Run
 from zerog.chaos.site import kill, until
 from zerog.exceptions import ZerogError
 
-
 #: Of so many kills one is aimed at an agent under which a job runs.  Were they all, no long job would ever come to its
 #: end, and those that wait behind it would tell nothing of recovery.
 _AIMED = 4
