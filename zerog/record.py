@@ -116,6 +116,8 @@ class JobRecord(NamedTuple):
     #: Whether other jobs wait for this one, and the place of its entry in the log of its type (0: not known).
     children: bool = False
     type_number: int = 0
+    #: The claim of the attempt that has written its outcome here: what an ambiguous write came to is known by it.
+    settled_by: str | None = None
 
     @property
     def terminal(self) -> bool:

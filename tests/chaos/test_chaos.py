@@ -20,6 +20,8 @@ from zerog.chaos.scenarios import SCENARIOS
 
 FULL = bool(os.environ.get("TESTS_FULL"))
 
+pytestmark = pytest.mark.xdist_group("chaos")  # one process runs them all, side by side
+
 #: Scenario → datastore and queue; together they cover both stores and both queues.
 PAIRS = {
     "K1": ("sqlite", "sqlite"),
@@ -38,7 +40,7 @@ PAIRS = {
 
 #: Scenarios of which every fault is a case of its own, and how many run at a time: they mostly wait, but
 #: what took how long is only known of one that runs alone.
-CASES, AT_ONCE = ("D1", "N1", "T1"), 1 if FULL else 3
+CASES, AT_ONCE = ("D1", "N1", "P2", "T1"), 1 if FULL else 3
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +111,15 @@ def test_the_report_is_written_between_its_marks(tmp_path: Path) -> None:
     text = path.read_text()
     assert "old" not in text
     write(path, [Report("K2", "sqlite", "sqlite", 1), Report("K1", "sqlite", "beanstalkd", 3)])
-    write(path, [Report("K2", "sqlite", "sqlite", 2, acknowledged=7)])
-    rows = [line.split()[:5] for line in path.read_text().splitlines() if line.startswith("K")]
-    assert rows == [
-        ["K1", "sqlite", "+", "beanstalkd", "3"], ["K1", "sqlite", "+", "sqlite", "1"],
-        ["K2", "sqlite", "+", "sqlite", "2"],
-    ], "one row for each scenario and pair: the last"  # fmt: skip
+    write(path, [Report("K2", "sqlite", "sqlite", 2, acknowledged=7, findings=["a"], late=["b", "c"])])
+    write(path, [Report("K2", "sqlite", "sqlite", 4, size="campaign", recoveries=[1.0], unrecovered=2)])
+    rows = [line.split() for line in path.read_text().splitlines() if line.startswith("K")]
+    assert [row[:6] for row in rows] == [
+        ["K1", "sqlite", "+", "beanstalkd", "day", "3"], ["K1", "sqlite", "+", "sqlite", "day", "1"],
+        ["K2", "sqlite", "+", "sqlite", "campaign", "4"], ["K2", "sqlite", "+", "sqlite", "day", "2"],
+    ], "one row for each scenario, pair and size: the last"  # fmt: skip
+    assert rows[3][-4:-2] == ["1", "2"], "what did not hold is there to be seen"
+    assert "1.00 / 1.00 / 1.00 s (n = 1, 2 not in time)" in path.read_text()
     assert text.startswith("Before") and text.endswith("after\n")
     assert table([report]) in text
     assert "0.20 / 3.00 / 3.00 s (n = 3)" in text

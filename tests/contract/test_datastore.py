@@ -87,6 +87,17 @@ def test_a_version_of_a_removed_document_fits_no_successor(store: Datastore) -> 
         store.replace("job:1", b'{"stale":true}', old)
 
 
+def test_only_the_very_version_is_removed_if_one_is_named(store: Datastore) -> None:
+    first = store.insert("job:1", b"{}")
+    second = store.replace("job:1", b'{"a":2}', first)
+    with pytest.raises(Conflict):
+        store.remove("job:1", first)
+    assert store.get("job:1").cas == second
+    store.remove("job:1", second)
+    with pytest.raises(NotFound):
+        store.remove("job:1", second)
+
+
 def test_of_eight_racers_exactly_one_wins(store: Datastore) -> None:
     cas = store.insert("job:1", b"{}")
     won: list[int] = []

@@ -152,8 +152,8 @@ class FaultyDatastore(Datastore):
     def replace(self, key: str, body: bytes, cas: int) -> int:
         return self._call(REPLACE, lambda: self.inner.replace(key, body, cas), key)
 
-    def remove(self, key: str) -> None:
-        self._call(OTHER, lambda: self.inner.remove(key))
+    def remove(self, key: str, cas: int | None = None) -> None:
+        self._call(OTHER, lambda: self.inner.remove(key, cas))
 
     def insert_all(self, documents: Mapping[str, bytes]) -> dict[str, int | DatastoreError]:
         if not self.shares_commits:

@@ -99,9 +99,11 @@ class MemoryDatastore(Datastore):
                 raise Conflict(key)
             return self._write(key, before.body, body)
 
-    def remove(self, key: str) -> None:
+    def remove(self, key: str, cas: int | None = None) -> None:
         with self._open():
             before = self.get(key)
+            if cas not in (None, before.cas):
+                raise Conflict(key)
             del self._content.documents[key]
             self._tell(Change(key, before.body, None, self.context))
 

@@ -11,9 +11,10 @@ import pytest
 from zerog import codec
 from zerog.clock import Clock
 from zerog.datastore.sqlite import SQLiteDatastore
-from zerog.exceptions import StoreUnavailable
+from zerog.exceptions import StoreUnavailable, Superseded
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimed, Drop, GiveBack, Manager, Submission
+from zerog.outcome import Failed, GivenBack, Outcome, Succeeded
 from zerog.queue.sqlite import SQLiteQueue
 from zerog.record import JobRecord, Lease, State
 from zerog.registry import Parameters, Registry
@@ -214,11 +215,43 @@ def test_a_lapsed_job_goes_back_to_the_queue_once_and_its_attempt_is_refused(man
     record = manager.get(uuid)
     assert (record.state, record.losses, record.attempt) == (State.QUEUED, 1, 1)
     assert ready(manager) == 2  # the old entry and the new one: R3 makes that harmless
-    from zerog.exceptions import Superseded
-
     with pytest.raises(Superseded):
         manager.report(verdict.held, 1, 0.5)
     assert [entry["reason"] for entry in manager.events(uuid).items] == ["lost"]
+
+
+@pytest.mark.requirement("Z14")
+@pytest.mark.parametrize(
+    ("outcome", "cancelled"), [(Succeeded(), False), (Succeeded(), True), (GivenBack(started=True), False)]
+)
+def test_the_end_of_an_attempt_that_was_lost_is_refused_though_nobody_runs_the_job(
+    manager: Manager, outcome: Outcome, cancelled: bool
+) -> None:
+    """What the sweep wrote is not taken for the attempt's own end."""
+    (uuid,) = submit(manager, 1)
+    verdict = manager.claim(uuid, "slow", "mine", LeaseWatch(manager.clock, 3.0))
+    assert isinstance(verdict, Claimed)
+    if cancelled:
+        manager.cancel(uuid)
+    after = manager.lose(manager.read(uuid))
+    assert after.record.state is (State.CANCELLED if cancelled else State.QUEUED)
+    for _ in range(2):
+        with pytest.raises(Superseded):
+            manager.settle(verdict.held, 1, outcome)
+        with pytest.raises(Superseded):
+            manager.confirm(verdict.held, 1)
+    assert manager.read(uuid) == after
+
+
+@pytest.mark.parametrize("outcome", [Succeeded(), GivenBack(started=True), Failed("x", "job_failed")])
+def test_an_end_that_was_written_though_nobody_said_so_is_known_again(manager: Manager, outcome: Outcome) -> None:
+    (uuid,) = submit(manager, 1)
+    verdict = manager.claim(uuid, "agent", "mine", LeaseWatch(manager.clock, 3.0))
+    assert isinstance(verdict, Claimed)
+    written = manager.settle(verdict.held, 1, outcome)
+    later(manager, 1)
+    manager.confirm(verdict.held, 1)
+    assert manager.settle(verdict.held, 1, outcome).cas == written.cas
 
 
 @pytest.mark.parametrize(("counters", "reason"), [({"crashes": 3}, "crashed"), ({"losses": 10}, "lost")])

@@ -207,6 +207,25 @@ def asleep(manager: Manager, submission: Submission) -> Held:
     return sleeping.held
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_prune_that_slept_removes_nothing_that_came_since(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """Another prune was faster, and the same key has made the next job, under the same UUID."""
+    submission = Submission("noop", Parameters({}), key="k")
+    uuid = manager.submit(submission).record.uuid
+    verdict = manager.claim(uuid, "agent", "first", LeaseWatch(manager.clock, 30.0))
+    assert isinstance(verdict, Claimed)
+    manager.settle(verdict.held, 1, Succeeded())
+    later(manager, 11 * DAY)
+    old = manager.read_many([uuid])
+    assert manager.prune().jobs == 1
+    if again:
+        manager.submit(submission)
+    assert manager._remove_job(old[uuid]) is not again, "what is gone may leave the log of ends, what is there may not"
+    assert (uuid in manager.read_many([uuid])) is again
+
+
 def test_an_attempt_whose_job_was_removed_is_superseded(manager: Manager) -> None:
     held = asleep(manager, Submission("noop", Parameters({})))
     with pytest.raises(Superseded):

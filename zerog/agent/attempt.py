@@ -61,6 +61,8 @@ class Attempt:
         self.renew_at = now + terms.lease / 3
         self.touch_at = now + terms.lease / 3
         self.write_at = now + FIRST_WRITE
+        #: Until when, monotonic, nobody can have taken the job over: its lease was written half a lease ago at most.
+        self.sure_until = now + terms.lease / 2
         limit = job.time_limit if job.time_limit is not None else terms.time_limit
         self.limit = limit
         self.limit_at = now + limit if limit is not None else None

@@ -275,6 +275,7 @@ class Slot:
     def _step_report(self, now: float) -> Callable[[], None]:
         attempt = self.attempt
         assert attempt is not None
+        self._confirm_attempt(attempt)
         output = attempt.stored_output() if attempt.waiting_output else None
 
         def stored() -> None:
@@ -296,6 +297,7 @@ class Slot:
             attempt.completeness = attempt.message = None
             attempt.write_at = now + WRITE_EVERY
             attempt.renew_at = now + self.terms.lease / 3
+            attempt.sure_until = now + self.terms.lease / 2
             if checkpoint is not None:
                 attempt.checkpoint = None
                 assert self.child is not None
@@ -303,11 +305,20 @@ class Slot:
 
         return after
 
+    def _confirm_attempt(self, attempt: Attempt) -> None:
+        """Raise ``Superseded`` before anything is written for an attempt that may have been taken over (R12).
+
+        The guard refuses its record in any case; this keeps its output and events, which come first, out of the store.
+        """
+        if self._clock.monotonic() > attempt.sure_until:
+            self.manager.confirm(attempt.held, attempt.number)
+
     def _step_settle(self) -> Callable[[], None]:
         attempt = self.attempt
         assert attempt is not None and attempt.outcome is not None
         outcome = attempt.outcome
         failpoints.hit("run.before_record")
+        self._confirm_attempt(attempt)
         if isinstance(outcome, Succeeded) and attempt.output is not None:
             output = attempt.stored_output()
             output.close()

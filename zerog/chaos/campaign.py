@@ -69,6 +69,7 @@ def _run_one(scenario: Scenario, wanted: Wanted, seed: int) -> Report:
         wanted.faults if wanted.faults is not None else faults,
         seed,
     )
+    one.report.size = "campaign" if wanted.campaign else "day"
     try:
         scenario.prepare(site)
         return one.go()

@@ -53,8 +53,9 @@ def kill_children(run: Run) -> None:
 
 
 def _running(run: Run) -> list[ledger.Execution]:
-    """Return what runs now: not come to its end, and its process still the child of its agent."""
-    return [one for one in run.executions() if one.ended is None and _parent(one.pid) == one.agent]
+    """Return what runs now under agents of this run: not come to its end, its process still the child of its agent."""
+    own = {agent.pid for agent in run.site.agents}
+    return [one for one in run.executions() if one.ended is None and one.agent in own and _parent(one.pid) == one.agent]
 
 
 def _await_record(run: Run, victim: ledger.Execution, moment: float) -> None:
@@ -68,7 +69,11 @@ def _await_record(run: Run, victim: ledger.Execution, moment: float) -> None:
         until(over, 10, "the record of a crash")
     except TimeoutError:
         run.expect(False, f"job {victim.uuid}: its child's end was not recorded within 10 s")
-    run.report.recoveries.append(time.monotonic() - moment)
+        run.report.unrecovered += 1
+        return
+    seconds = time.monotonic() - moment
+    if run.site.client.job(victim.uuid)["counters"]["crashes"]:  # else it had ended just before it was killed
+        run.report.recoveries.append(seconds)
 
 
 def _parent(pid: int) -> int:
@@ -124,7 +129,9 @@ def wipe_queue(run: Run) -> None:
             until(lambda: _is_whole(run), bound, "a whole queue")
         except TimeoutError:
             run.expect_in_time(False, f"the queue was not whole again within {bound:g} s")
-        run.report.recoveries.append(time.monotonic() - moment)
+            run.report.unrecovered += 1
+        else:
+            run.report.recoveries.append(time.monotonic() - moment)
 
 
 def _open(run: Run) -> int:
@@ -161,13 +168,18 @@ def judge_p1(run: Run) -> None:
 
 def stop_queue_and_server(run: Run) -> None:
     for number in run.each_fault():
+        run.submit_long((run.scenario.lasts + 1) * run.site.lease)
         process = run.site.beanstalkd if number % 2 == 0 else run.site.server
         assert process is not None
+        moment = time.monotonic()
         process.send_signal(signal.SIGSTOP)
         run.report.faults += 1
-        time.sleep(2 * run.site.lease)
+        time.sleep(run.scenario.lasts * run.site.lease)
         process.send_signal(signal.SIGCONT)
+        run.outages.append((moment, time.monotonic()))
 
 
 def judge_p2(run: Run) -> None:
+    for moment, _ in run.outages:
+        run.expect(bool(run.under_way(moment)), "no job ran when beanstalkd, or the server, was stopped")
     run.expect(run.report.executed_twice == 0, f"{run.report.executed_twice} jobs under a live lease ran twice")

@@ -34,6 +34,12 @@ class Report:
     faults: int = 0
     superseded: int = 0
     seconds: float = 0.0
+    #: Times that the fault that counts happened, if that is not ``faults``: in S1 those are single calls.
+    trials: int | None = None
+    #: ``campaign`` or ``day``: which numbers of jobs and faults were asked for.
+    size: str = "day"
+    #: What was waited for in vain is none of the recoveries.
+    unrecovered: int = 0
     recoveries: list[float] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     late: list[str] = field(default_factory=list)
@@ -64,7 +70,9 @@ class Report:
 
     def text(self) -> str:
         """Return the report for people."""
-        bound = f" (0 in {self.faults} faults: below {3 / self.faults:.2%} at 95 %)" if self.faults else ""
+        trials = self.faults if self.trials is None else self.trials
+        clean = trials > 0 and not (self.lost or self.double_result or self.stale_write)
+        bound = f" (0 in {trials} faults: below {3 / trials:.2%} at 95 %)" if clean else ""
         lines = [
             f"{self.scenario} on {self.store} + {self.queue}, seed {self.seed}, {self.seconds:.1f} s",
             f"  attempted {self.attempted}, acknowledged {self.acknowledged}, terminal {self.terminal}, "
@@ -79,15 +87,16 @@ class Report:
 
     def times(self) -> str:
         """Return the recovery times in one line."""
+        never = f", {self.unrecovered} not in time" if self.unrecovered else ""
         if not self.recoveries:
-            return "–"
+            return never.removeprefix(", ") or "–"
         p50, p99, most = (self.quantile(share) or 0.0 for share in (0.5, 0.99, 1.0))
-        return f"{p50:.2f} / {p99:.2f} / {most:.2f} s (n = {len(self.recoveries)})"
+        return f"{p50:.2f} / {p99:.2f} / {most:.2f} s (n = {len(self.recoveries)}{never})"
 
 
 _COLUMNS = (
-    "scenario", "store + queue", "seed", "jobs", "faults", "lost", "double", "stale", "not succeeded",
-    "executed twice", "overlapping", "superseded", "recovery p50 / p99 / max", "took",
+    "scenario", "store + queue", "size", "seed", "jobs", "faults", "lost", "double", "stale", "not succeeded",
+    "executed twice", "overlapping", "superseded", "recovery p50 / p99 / max", "found", "late", "took",
 )  # fmt: skip
 
 
@@ -114,6 +123,7 @@ def _row(report: Report) -> tuple[str, ...]:
     return (
         report.scenario,
         f"{report.store} + {report.queue}",
+        report.size,
         str(report.seed),
         str(report.acknowledged),
         str(report.faults),
@@ -125,6 +135,8 @@ def _row(report: Report) -> tuple[str, ...]:
         str(report.overlapping),
         str(report.superseded),
         report.times(),
+        str(len(report.findings)),
+        str(len(report.late)),
         f"{report.seconds:.0f} s",
     )
 
@@ -132,11 +144,11 @@ def _row(report: Report) -> tuple[str, ...]:
 def write(path: Path, reports: Sequence[Report]) -> None:
     """Put the reports into the table between the marks of a document, which is added at its end if there is none.
 
-    A row of the same scenario over the same store and queue is replaced, all others stay.
+    A row of the same scenario and size over the same store and queue is replaced, all others stay.
     """
 
     def merged(old: str) -> str:
-        rows = {row[:2]: row for row in [*_rows(old), *map(_row, reports)]}
+        rows = {row[:3]: row for row in [*_rows(old), *map(_row, reports)]}
         return grid([_COLUMNS, *(rows[name] for name in sorted(rows))])
 
     put(path, "chaos", merged)

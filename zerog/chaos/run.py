@@ -7,7 +7,7 @@ import random
 import threading
 import time
 import uuid as uuids
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -174,9 +174,9 @@ class Run:
     def _judge(self) -> None:
         report, client = self.report, Client(self.site.url)
         report.acknowledged = len(self.acknowledged)
-        for uuid in self.acknowledged.values():
-            self._judge_job(client, uuid)
         executions = ledger.by_job(self.executions())
+        for uuid in self.acknowledged.values():
+            self._judge_job(client, uuid, executions.get(uuid, []))
         report.executed_twice = sum(len(runs) > 1 for runs in executions.values())
         report.overlapping = sum(ledger.overlapping(runs) for runs in executions.values())
         report.superseded = self.site.superseded()
@@ -196,7 +196,7 @@ class Run:
         if report.acknowledged < report.attempted:
             report.findings.append(f"{report.attempted - report.acknowledged} submits were never acknowledged")
 
-    def _judge_job(self, client: Client, uuid: str) -> None:
+    def _judge_job(self, client: Client, uuid: str, executions: list[ledger.Execution]) -> None:
         report = self.report
         try:
             view = client.job(uuid)
@@ -213,6 +213,8 @@ class Run:
         if view["state"] != "succeeded":
             report.not_succeeded += 1
             return
+        if not any(one.attempt == view["attempt"] and one.ended is not None for one in executions):
+            report.findings.append(f"job {uuid} has succeeded in an attempt whose end is not in the ledger")
         try:
             data = json.loads(client.data(uuid))
         except ZerogError as error:
@@ -242,6 +244,20 @@ class Run:
     def executions(self) -> list[ledger.Execution]:
         """Return what the ledger tells, in the order of the starts."""
         return ledger.read(self.site.ledger)
+
+    def any_started(self, uuids: Collection[str]) -> bool:
+        """Return whether one of these jobs has started."""
+        return any(one.uuid in uuids for one in self.executions())
+
+    def submit_long(self, seconds: float) -> None:
+        """Submit some jobs of this length, and wait until one of them runs."""
+        long = [self.submit_more(seconds) for _ in range(4)]
+        with suppress(TimeoutError):
+            until(lambda: self.any_started(long), 30, "a long job that runs")
+
+    def under_way(self, moment: float) -> list[ledger.Execution]:
+        """Return what ran at a moment."""
+        return [one for one in self.executions() if one.started < moment and (one.ended is None or one.ended > moment)]
 
     def busy_agents(self) -> list[Any]:
         """Return the agents under which something runs now, as far as the ledger says."""

@@ -108,9 +108,7 @@ def fail_store(run: Run) -> None:
     failing = faulty.Faults(_RATE, _CONFLICTS)
     failing.write(path)
     for _ in run.each_fault():
-        long = [run.submit_more(run.scenario.lasts * run.site.lease / 2) for _ in range(4)]
-        with suppress(TimeoutError):
-            until(partial(_any_started, run, long), 30, "a long job that runs")
+        run.submit_long(run.scenario.lasts * run.site.lease / 2)
         faulty.Faults(away=True).write(path)
         moment = time.monotonic()
         time.sleep(run.scenario.lasts * run.site.lease)
@@ -119,6 +117,7 @@ def fail_store(run: Run) -> None:
     until(lambda: len(run.acknowledged) >= run.report.attempted, 120 + run.jobs, "all submits")
     faulty.Faults().write(path)
     run.report.faults = len(Path(f"{path}.log").read_text().splitlines())
+    run.report.trials = len(run.outages)
 
 
 def judge_s1(run: Run) -> None:
@@ -126,7 +125,7 @@ def judge_s1(run: Run) -> None:
     twice = {one.uuid for one in run.executions() if one.attempt > 1}
     through = 0
     for gone, back in run.outages:
-        there = [one for one in run.executions() if one.started < gone and (one.ended is None or one.ended > gone)]
+        there = run.under_way(gone)
         through += len(there)
         for one in there:
             run.expect(one.ended is not None, f"job {one.uuid} was stopped while the store was away")
@@ -168,7 +167,9 @@ def tear_network(run: Run) -> None:
             until(partial(_started_after, run, moment), bound, "a job")
         except TimeoutError as error:
             run.expect_in_time(False, f"{error} after the network was whole again; {len(waiting)} jobs waited")
-        run.report.recoveries.append(time.monotonic() - moment)
+            run.report.unrecovered += 1
+        else:
+            run.report.recoveries.append(time.monotonic() - moment)
 
 
 def _started_after(run: Run, moment: float) -> bool:
@@ -236,12 +237,8 @@ def jump(run: Run) -> None:
         _expect_start(run, delayed, "a delayed job after the clock is right again")
 
 
-def _any_started(run: Run, uuids: list[str]) -> bool:
-    return any(_has_started(run, uuid) for uuid in uuids)
-
-
 def _has_started(run: Run, uuid: str) -> bool:
-    return any(one.uuid == uuid for one in run.executions())
+    return run.any_started([uuid])
 
 
 def _expect_start(run: Run, uuid: str, what: str) -> None:
@@ -280,7 +277,9 @@ def restart_all(run: Run) -> None:
             until(partial(_started_after, run, moment), _STARTS, "the first job after the restart")
         except TimeoutError as error:
             run.expect(False, f"work did not start {error}")
-        run.report.recoveries.append(time.monotonic() - moment)
+            run.report.unrecovered += 1
+        else:
+            run.report.recoveries.append(time.monotonic() - moment)
         _watch_queue(run)
 
 

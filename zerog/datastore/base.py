@@ -67,8 +67,8 @@ class Datastore(ABC):
         """Change the very version ``cas`` and return the new cas; ``Conflict`` or ``NotFound`` if it is not there."""
 
     @abstractmethod
-    def remove(self, key: str) -> None:
-        """Remove a document; ``NotFound`` if there is none."""
+    def remove(self, key: str, cas: int | None = None) -> None:
+        """Remove a document; ``NotFound`` if there is none, ``Conflict`` if it is another version than ``cas``."""
 
     def insert_all(self, documents: Mapping[str, bytes]) -> dict[str, int | DatastoreError]:
         """Insert independent documents side by side; for each key its cas, or what went wrong with it alone."""

@@ -174,9 +174,10 @@ class CouchbaseDatastore(Datastore):
             options = ReplaceOptions(cas=cas, transcoder=_JSON, **self._durable)
             return int(self._collection.replace(self._key(key), body, options).cas)
 
-    def remove(self, key: str) -> None:
+    def remove(self, key: str, cas: int | None = None) -> None:
+        given = {} if cas is None else {"cas": cas}
         with self._errors(key):
-            self._collection.remove(self._key(key), RemoveOptions(**self._durable))
+            self._collection.remove(self._key(key), RemoveOptions(**given, **self._durable))
 
     # Logs
 

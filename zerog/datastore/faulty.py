@@ -156,8 +156,8 @@ class FaultyDatastore(Datastore):
             self._store.replace(key, document.body, document.cas)
             self._note("conflict")
 
-    def remove(self, key: str) -> None:
-        self._write("remove", lambda: self._store.remove(key))
+    def remove(self, key: str, cas: int | None = None) -> None:
+        self._write("remove", lambda: self._store.remove(key, cas))
 
     # Logs
 

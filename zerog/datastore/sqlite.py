@@ -283,11 +283,14 @@ class SQLiteDatastore(Datastore):
         self.get(key)  # raises NotFound
         raise Conflict(key)
 
-    def remove(self, key: str) -> None:
+    def remove(self, key: str, cas: int | None = None) -> None:
         with self._write:
-            done = self._connection.execute("DELETE FROM documents WHERE key = ?", (self._prefix + key,))
+            done = self._connection.execute(
+                "DELETE FROM documents WHERE key = ?1 AND cas = ifnull(?2, cas)", (self._prefix + key, cas)
+            )
         if done.rowcount == 0:
-            raise NotFound(key)
+            self.get(key)  # raises NotFound
+            raise Conflict(key)
 
     def together(self) -> AbstractContextManager[None]:
         return nullcontext() if self.in_together else _Together(self)

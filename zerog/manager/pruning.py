@@ -9,10 +9,10 @@ from typing import Any
 from zerog import codec, failpoints
 from zerog.clock import from_iso
 from zerog.datastore.base import Entry
-from zerog.exceptions import NotFound
+from zerog.exceptions import Conflict, NotFound
 from zerog.manager.records import Held
 from zerog.manager.waiting import Waiting
-from zerog.record import JobRecord
+from zerog.record import JobRecord, to_document
 
 #: Entries of a log that are looked at in one go, and jobs that go in one commit.
 _PAGE, _TOGETHER = 200, 20
@@ -61,12 +61,11 @@ class Pruning(Waiting):
             found = held.get(members["uuid"])
             if found is None or self._is_old(found.record, now, job_type, older_than):
                 old.append((entry, found))
-        for start in range(0, len(old), _TOGETHER):
-            self._remove(old[start : start + _TOGETHER])
+        removed = sum(self._remove(old[start : start + _TOGETHER]) for start in range(0, len(old), _TOGETHER))
         if position is None or position != entries[-1].number:
             position = None
             self._tidy()
-        return Pruned(len({found.record.uuid for _, found in old if found is not None}), position)
+        return Pruned(removed, position)
 
     def _is_old(self, record: JobRecord, now: float, job_type: str | None, older_than: float | None) -> bool:
         if not record.terminal or record.finished_at is None or (job_type is not None and record.job_type != job_type):
@@ -77,18 +76,31 @@ class Pruning(Waiting):
         # Not only where the record is marked: a job that had ended before its child came bears no mark.
         return not any(self._children(record.uuid))
 
-    def _remove(self, old: Sequence[tuple[Entry, Held | None]]) -> None:
-        gone: set[str] = set()
+    def _remove(self, old: Sequence[tuple[Entry, Held | None]]) -> int:
+        """Remove some jobs and their entries in the log of ends; return how many jobs are gone."""
+        gone: dict[str, bool] = {}
         with self.store.together():
             for entry, found in old:
                 if found is not None and found.record.uuid not in gone:
-                    gone.add(found.record.uuid)
-                    self._remove_job(found.record)
+                    gone[found.record.uuid] = self._remove_job(found)
                 # Last: as long as it is there, the next prune comes past here.
-                self.store.amend("finished", entry.number, None)
+                if found is None or gone[found.record.uuid]:
+                    self.store.amend("finished", entry.number, None)
+        return sum(gone.values())
 
-    def _remove_job(self, record: JobRecord) -> None:
-        """Remove what a job wrote in any attempt, what is said of it elsewhere, and then its record."""
+    def _remove_job(self, held: Held) -> bool:
+        """Remove what a job wrote in any attempt, what is said of it elsewhere, and then its record.
+
+        Only the very version that was judged: another prune may have removed that job, and the same idempotency key
+        have made the next one, under the same UUID.  False if the record is another now.
+        """
+        record, key = held.record, self.key(held.record.uuid)
+        try:
+            cas = self.store.replace(key, to_document(record), held.cas)
+        except NotFound:
+            return True
+        except Conflict:
+            return False
         for attempt in range(1, record.attempt + 1):
             self.store.remove_blob(self.blob_name(record.uuid, attempt))
         for log in (self.events_log(record.uuid), self.children_log(record.uuid)):
@@ -98,9 +110,12 @@ class Pruning(Waiting):
         if record.type_number:
             self.store.amend(f"jobs.{record.job_type}", record.type_number, None)
         try:
-            self.store.remove(self.key(record.uuid))
+            self.store.remove(key, cas)
+        except Conflict:
+            return False
         except NotFound:
-            return  # another prune was faster
+            return True  # another prune was faster
+        return True
 
     def _tidy(self) -> None:
         """Remove the dead letters of jobs that are gone, and what lies before the first entry of each log."""

@@ -174,7 +174,7 @@ class Records:
         write happened, the record is read and checked again before ``change`` is applied again.
         """
         # Also the claim: after a prune the same key makes a job with the same UUID, whose attempts count from one.
-        claim = held.record.lease.claim if held.record.lease is not None else None
+        claim = claim_of(held.record)
         for _ in range(CONFLICTS):
             check_attempt(held.record, attempt, claim)
             changed = change(held.record)
@@ -187,6 +187,12 @@ class Records:
                 if same_content(held.record, changed):
                     return held
         raise too_busy(held.record.uuid)
+
+    def confirm(self, held: Held, attempt: int) -> None:
+        """Return if an attempt is still the current one, or has written its end itself; else ``Superseded`` (R12)."""
+        record, claim = self._read_again(held.record.uuid, attempt).record, claim_of(held.record)
+        if claim is None or record.settled_by != claim:
+            check_attempt(record, attempt, claim)
 
     def _read_again(self, uuid: str, attempt: int) -> Held:
         """Read the record of an attempt; ``Superseded`` if it was removed meanwhile, as only ended jobs are."""
@@ -270,6 +276,11 @@ class Records:
 def too_busy(uuid: str) -> StoreUnavailable:
     """Return the error that ends ``CONFLICTS`` tries to change a record."""
     return StoreUnavailable(f"job {uuid} is being changed by too many at once")
+
+
+def claim_of(record: JobRecord) -> str | None:
+    """Return the claim that began the attempt that runs, if one does."""
+    return record.lease.claim if record.lease is not None else None
 
 
 def check_attempt(record: JobRecord, attempt: int, claim: str | None) -> None:

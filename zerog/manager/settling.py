@@ -11,7 +11,7 @@ from typing import Any
 from zerog import codec, failpoints
 from zerog.clock import to_iso
 from zerog.exceptions import Superseded
-from zerog.manager.records import Held, Records
+from zerog.manager.records import Held, Records, claim_of
 from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Requeued, Result, Succeeded
 from zerog.record import JobRecord, State
 from zerog.retry import Again, Over, after_crash, after_error
@@ -38,20 +38,20 @@ class Settling(Records):
         ambiguous answer is safe: an attempt that is over comes back as it is.
         """
         cancelled = isinstance(outcome, Cancelled)
+        claim = claim_of(held.record)
 
         def change(record: JobRecord) -> JobRecord:
             record = with_progress(record, completeness, message)
             stopped = record.cancel_requested and (told or not isinstance(outcome, Succeeded))
-            if stopped or cancelled:
-                return self._cancelled(record)
-            return self._changes(record, outcome)
+            ended = self._cancelled(record) if stopped or cancelled else self._changes(record, outcome)
+            return ended.evolve(settled_by=claim)
 
         try:
             return self._end(held, attempt, change)
         except Superseded:
             current = self.read_many([held.record.uuid]).get(held.record.uuid)
-            if current is None or not _is_over(attempt, held.record, current.record):
-                raise
+            if current is None or claim is None or current.record.settled_by != claim:
+                raise  # it was taken from this attempt: what the record says now is another's word
             return current
 
     def _end(self, held: Held, attempt: int, change: Callable[[JobRecord], JobRecord]) -> Held:
@@ -210,12 +210,6 @@ class Settling(Records):
         if ended.terminal:
             self._log_end(ended, set())
         return self.write(held, ended)
-
-
-def _is_over(attempt: int, held: JobRecord, now: JobRecord) -> bool:
-    """Return whether an attempt of a job is its last one, and has ended; not that of another job of the same key."""
-    same = (held.created_at, attempt) == (now.created_at, now.attempt)
-    return same and now.state is not State.RUNNING
 
 
 def with_progress(record: JobRecord, completeness: float | None, message: str | None) -> JobRecord:
