@@ -266,6 +266,18 @@ class LeaveProcess(zerog.Job):
         return {"pid": os.getpid(), "left": left.pid}
 
 
+class LeaveGroup(zerog.Job):
+    """Leave the process group, and do not end."""
+
+    job_type = "leave-group"
+    max_errors = 1
+    time_limit = 0.5
+
+    def run(self, context: zerog.Context) -> None:
+        os.setpgid(0, os.getpgid(os.getppid()))
+        time.sleep(60)
+
+
 class Fresh(zerog.Job):
     """Run in a process of its own."""
 

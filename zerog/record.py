@@ -118,6 +118,9 @@ class JobRecord(NamedTuple):
     type_number: int = 0
     #: The claim of the attempt that has written its outcome here: what an ambiguous write came to is known by it.
     settled_by: str | None = None
+    #: Whether its type forbids to run it again when it may have run: said by the agent, which knows the type, for a
+    #: sweeper that may not.
+    once: bool = False
 
     @property
     def terminal(self) -> bool:

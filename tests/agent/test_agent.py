@@ -235,6 +235,12 @@ def test_rather_not_at_all_than_twice(zerog: Deployment) -> None:
     assert (record["state"], record["reason"], record["attempt"]) == ("failed", "outcome_unknown", 1)
 
 
+def test_a_job_that_leaves_its_process_group_is_ended_too(zerog: Deployment) -> None:
+    record = end(zerog, "leave-group")
+    assert (record["state"], record["reason"]) == ("failed", "time_limit")
+    assert end(zerog, "surround")["state"] == "succeeded", "the agent goes on"
+
+
 def test_a_time_limit_ends_an_attempt_with_504(zerog: Deployment) -> None:
     record = end(zerog, "limited")
     assert (record["state"], record["resultCode"], record["reason"]) == ("failed", 504, "time_limit")

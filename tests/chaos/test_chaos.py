@@ -6,17 +6,23 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tests.services import ROOT, CouchbaseServer
 from zerog.chaos import ledger
 from zerog.chaos.report import Report, table, write
+from zerog.chaos.run import Run
 from zerog.chaos.scenarios import SCENARIOS
+from zerog.chaos.site import Site
+from zerog.client import Client
+from zerog.exceptions import UnknownJob
 
 FULL = bool(os.environ.get("TESTS_FULL"))
 
@@ -35,7 +41,7 @@ PAIRS = {
     "S1": ("couchbase", "beanstalkd"),
     "N1": ("couchbase", "beanstalkd"),
     "T1": ("sqlite", "beanstalkd"),
-    "B1": ("sqlite", "sqlite"),
+    "B1": ("sqlite", "beanstalkd"),
 }
 
 #: Scenarios of which every fault is a case of its own, and how many run at a time: they mostly wait, but
@@ -87,6 +93,92 @@ def test_nothing_is_lost_and_nothing_finishes_twice(name: str, runs: Callable[[s
 
 def lines(*parts: tuple[str, str, int, float, int]) -> str:
     return "".join(f"{what} {uuid} {attempt} {at} {pid} 1\n" for what, uuid, attempt, at, pid in parts)
+
+
+def view(state: str = "succeeded", attempt: int = 1, **more: Any) -> dict[str, Any]:
+    return {"state": state, "attempt": attempt, "resultCode": 200, "finishedAt": "then", "result": None, **more}
+
+
+class Answers:
+    """A server of one job."""
+
+    def __init__(self, seen: dict[str, Any] | None, data: dict[str, Any]) -> None:
+        self.seen, self.written = seen, data
+
+    def job(self, uuid: str) -> dict[str, Any]:
+        if self.seen is None:
+            raise UnknownJob(uuid)
+        return self.seen
+
+    def data(self, uuid: str) -> bytes:
+        return json.dumps(self.written).encode()
+
+    def explain(self, uuid: str) -> dict[str, Any]:
+        return {"message": "it runs"}
+
+
+ENDED = (("start", "a", 1, 1.0, 11), ("end", "a", 1, 2.0, 11))
+TWICE = (("start", "a", 1, 1.0, 11), ("start", "a", 2, 2.0, 12), ("end", "a", 2, 3.0, 12))
+
+
+@pytest.mark.parametrize(
+    ("seen", "first", "attempt", "ledger_says", "found"),
+    [
+        (view(), view(), 1, ENDED, ""),
+        (view(attempt=2), view(attempt=2), 2, TWICE, ""),
+        (None, None, 1, ENDED, "lost: 1"),
+        (view("running"), None, 1, ENDED, "lost: 1"),
+        (view(), view(finishedAt="before"), 1, ENDED, "double result: 1"),
+        (view(), view("failed"), 1, ENDED, "double result: 1"),
+        (view(attempt=2), view(attempt=2), 1, TWICE, "stale write: 1"),
+        (view(), view(), 1, (), "whose end is not in the ledger"),
+        (view(), view(), 1, ENDED[:1], "whose end is not in the ledger"),
+        (view(), view(), 1, (*ENDED, ("start", "a", 2, 3.0, 12)), "a later one has run"),
+        (view("failed"), view("failed"), 1, ENDED, "1 jobs did not succeed"),
+    ],
+)
+def test_the_judge_finds_what_must_not_be(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seen: dict[str, Any] | None,
+    first: dict[str, Any] | None,
+    attempt: int,
+    ledger_says: tuple[tuple[str, str, int, float, int], ...],
+    found: str,
+) -> None:
+    answers = Answers(seen, {"uuid": "a", "attempt": attempt})
+    monkeypatch.setattr("zerog.chaos.run.Client", lambda url: answers)
+    (tmp_path / "ledger").write_text(lines(*ledger_says))
+    site = SimpleNamespace(store="sqlite", queue="sqlite", url="", ledger=tmp_path / "ledger", superseded=lambda: 0)
+    one = Run(SCENARIOS["K1"], cast(Site, site), jobs=1, faults=0, seed=1)
+    one.acknowledged["key"] = "a"
+    if first is not None:
+        one._notice(cast(Client, Answers(first, {})), "a")
+    one._judge()
+    assert found in "; ".join(one.report.findings)
+    assert bool(one.report.findings) is bool(found)
+
+
+def test_the_judge_counts_what_ran_twice_where_nothing_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerog.chaos.run.Client", lambda url: Answers(view(attempt=2), {"uuid": "a", "attempt": 2}))
+    (tmp_path / "ledger").write_text(lines(*TWICE))
+    site = SimpleNamespace(store="sqlite", queue="sqlite", url="", ledger=tmp_path / "ledger", superseded=lambda: 0)
+    for name, allowed in (("K1", True), ("K4", False)):
+        one = Run(SCENARIOS[name], cast(Site, site), jobs=1, faults=0, seed=1)
+        one.acknowledged["key"] = "a"
+        one._judge()
+        assert (one.report.findings == []) is allowed
+
+
+def test_what_takes_too_long_is_late_and_what_never_comes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = SimpleNamespace(store="sqlite", queue="sqlite")
+    one = Run(SCENARIOS["K5"], cast(Site, site), jobs=1, faults=0, seed=1)
+    one.recovered(lambda: True, 5.0, "this")
+    assert (len(one.report.recoveries), one.report.late, one.report.findings) == (1, [], [])
+    one.recovered(lambda: True, 5.0, "this", since=time.monotonic() - 6)
+    assert (len(one.report.recoveries), len(one.report.late), one.report.findings) == (2, 1, [])
+    one.recovered(lambda: False, 0.01, "this")
+    assert (len(one.report.recoveries), one.report.unrecovered, len(one.report.findings)) == (2, 1, 1)
 
 
 def test_the_ledger_tells_overlaps_and_recoveries(tmp_path: Path) -> None:

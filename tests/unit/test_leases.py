@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import zerog
 from zerog import codec
 from zerog.clock import Clock
 from zerog.datastore.sqlite import SQLiteDatastore
@@ -299,6 +300,56 @@ def test_time_in_which_nobody_could_write_does_not_count(manager: Manager) -> No
         later(manager, 0.5)
         sweep.look()
     assert manager.get(uuid).state is State.QUEUED
+
+
+def test_a_claim_takes_nothing_over_while_nobody_could_write(manager: Manager) -> None:
+    """An agent that only reads sees a lease stand still that its holder cannot renew."""
+    (uuid,) = submit(manager, 1)
+    verdict = manager.claim(uuid, "agent", "mine", LeaseWatch(manager.clock, 3.0))
+    assert isinstance(verdict, Claimed)
+    store = manager.store
+    assert isinstance(store, SQLiteDatastore)
+    lock = sqlite3.connect(store.path, isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    watch = LeaseWatch(manager.clock, 3.0)
+    refused = 0
+    for _ in range(20):
+        later(manager, 0.5)
+        try:
+            assert isinstance(manager.claim(uuid, "other", "theirs", watch), GiveBack)
+        except StoreUnavailable:
+            refused += 1
+    lock.execute("ROLLBACK")
+    lock.close()
+    assert refused > 0, "a lease that seems to have lapsed is doubted by a write"
+    assert isinstance(manager.claim(uuid, "other", "theirs", watch), GiveBack), "its holder gets the time to renew it"
+    later(manager, 0.5)
+    manager.report(verdict.held, 1)
+    for _ in range(7):  # it dies here: a lease and a third later another has the job
+        later(manager, 0.5)
+        assert isinstance(manager.claim(uuid, "other", "theirs", watch), GiveBack)
+    answers = []
+    for _ in range(4):
+        later(manager, 0.5)
+        answers.append(manager.claim(uuid, "other", "theirs", watch))
+    assert isinstance(answers[-1], Claimed)
+
+
+def test_who_does_not_know_a_type_does_not_run_again_what_must_not_be(manager: Manager, tmp_path: Path) -> None:
+    class Once(zerog.Job):
+        job_type = "once"
+        rerun_after_crash = False
+
+        def run(self, context: zerog.Context) -> None:
+            return None
+
+    knows = Manager(
+        manager.store, lambda: SQLiteQueue(tmp_path / "queue.db", tmp_path / "run"), Registry([Once]), manager.clock
+    )
+    uuid = knows.submit(Submission("once", Parameters({}))).record.uuid
+    assert isinstance(knows.claim(uuid, "agent", "mine", LeaseWatch(manager.clock, 3.0)), Claimed)
+    knows.close_queue()
+    assert manager.lose(manager.read(uuid)).record.reason == "outcome_unknown"
 
 
 def test_a_second_entry_of_a_running_job_is_given_back_then_dropped(manager: Manager) -> None:

@@ -17,6 +17,9 @@ from zerog.agent.pipe import AgentPipe
 _ROOT = str(Path(__file__).resolve().parents[2])
 _READ = 64 * 1024
 
+#: Seconds in which a killed child is reaped: it takes longer only if it hangs in the kernel.
+_REAP = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Program:
@@ -80,6 +83,9 @@ class Child:
         """Send a signal to the child's process group: to it and to what its job started."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
+        with suppress(ProcessLookupError):
+            if self.process.returncode is None and os.getpgid(self.pid) != self.pid:
+                self.process.send_signal(number)  # its code has left the group that it was started in
 
     def gone(self) -> bool:
         """Return whether the process has ended."""
@@ -125,7 +131,9 @@ class Child:
         """End the whole group now, reap the child, and close everything that belongs to it."""
         self.closed = True
         self.signal(signal.SIGKILL)
-        self.process.wait()
+        # One that hangs in the kernel must not hold up the others: ``subprocess`` reaps it later, when another starts.
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(_REAP)
         self.pipe.close()
         os.close(self.end)
         assert self.process.stdout is not None and self.process.stderr is not None

@@ -47,6 +47,8 @@ _OUTPUT_WAITING = 4 * CHUNK
 
 #: How often an entry without a record is given back before it is deleted.
 _MISSING_LOOKS = 3
+#: How many such jobs are remembered.
+_MISSING_KEPT = 1000
 
 #: Seconds that a job may take to count as short.
 _SHORT = 0.001
@@ -390,8 +392,10 @@ class Slot:
             self._missing.pop(uuid, None)
             self._drop_entry()
         else:
+            if len(self._missing) >= _MISSING_KEPT:
+                self._missing.clear()  # others have seen to them; the rest is looked at a few times more
             self._missing[uuid] = looks
-            self._give_entry_back(min(1.0, self.terms.lease / 3), None)
+            self._give_entry_back(self.terms.lease / 3, None)
 
     def _give_entry_back(self, delay: float, priority: int | None, point: str | None = None) -> None:
         self.entries.give_back(delay, priority, point)

@@ -25,7 +25,11 @@ _PATIENCE, _PATIENCE_PER_JOB = 120.0, 0.02
 #: Threads that submit, and seconds for which a submit is repeated under its key.
 _SUBMITTERS, _REPEAT = 4, 60.0
 #: Share of the faults without which a run has proven nothing.
-_MOST = 0.7
+_ENOUGH = 0.7
+#: Times the seconds that something may take after which it counts as never.
+_NEVER = 5.0
+#: Seconds between two looks at a job while others are injured.
+_LOOK = 0.05
 
 
 def nothing(_: Any) -> None:
@@ -55,6 +59,7 @@ class Scenario:
     burst: bool = False  # all jobs at once, so that many wait when the injury comes
     length: tuple[float, float] = (0.01, 0.4)
     long: float = 0.01  # share of the jobs that run for 5 s
+    once: bool = False  # nothing is done to agents and jobs, so that no job may run twice
 
 
 class Run:
@@ -87,6 +92,7 @@ class Run:
             threading.Thread(target=self._submit, args=(plan[number::_SUBMITTERS], pause * _SUBMITTERS), daemon=True)
             for number in range(_SUBMITTERS)
         ]
+        threads.append(threading.Thread(target=self._notice_ends, daemon=True))
         for thread in threads:
             thread.start()
         until(lambda: len(self.acknowledged) >= min(8, len(plan)), 60, "the first jobs")
@@ -158,6 +164,26 @@ class Run:
 
     # Waiting and judging
 
+    def _notice_ends(self) -> None:
+        """Look at one job after the other while injuries happen: what has ended once must not change any more."""
+        choice = random.Random(self.jobs)
+        client = Client(self.site.url)
+        while not self._injured.wait(_LOOK):
+            with self._lock:
+                uuids = list(self.acknowledged.values())
+            unseen = [uuid for uuid in uuids if uuid not in self.first_ends]
+            if unseen:
+                with suppress(ZerogError):
+                    self._notice(client, choice.choice(unseen))
+
+    def _notice(self, client: Client, uuid: str) -> bool:
+        """Look at a job; whether it has ended."""
+        view = client.job(uuid)
+        if view["state"] not in TERMINAL:
+            return False
+        self.first_ends.setdefault(uuid, _end(view))
+        return True
+
     def _wait_for_ends(self) -> None:
         client = Client(self.site.url)
         end = time.monotonic() + _PATIENCE + _PATIENCE_PER_JOB * self.jobs
@@ -165,9 +191,7 @@ class Run:
         while open_jobs and time.monotonic() < end:
             for uuid in list(open_jobs):
                 with suppress(ZerogError):
-                    view = client.job(uuid)
-                    if view["state"] in TERMINAL:
-                        self.first_ends[uuid] = _end(view)
+                    if self._notice(client, uuid):
                         open_jobs.discard(uuid)
             time.sleep(0.05)
 
@@ -189,9 +213,11 @@ class Run:
         for name in ("lost", "double_result", "stale_write"):
             if getattr(report, name):
                 report.findings.append(f"{name.replace('_', ' ')}: {getattr(report, name)}")
+        if self.scenario.once and report.executed_twice:
+            report.findings.append(f"{report.executed_twice} jobs under a live lease ran twice")
         if report.not_succeeded:
             report.findings.append(f"{report.not_succeeded} jobs did not succeed")
-        if report.faults < _MOST * self.faults:
+        if report.faults < _ENOUGH * self.faults:
             report.findings.append(f"only {report.faults} of {self.faults} faults: the work was over before")
         if report.acknowledged < report.attempted:
             report.findings.append(f"{report.attempted - report.acknowledged} submits were never acknowledged")
@@ -208,6 +234,8 @@ class Run:
             report.findings.append(f"job {uuid} is {view['state']}: {client.explain(uuid)['message']}")
             return
         report.terminal += 1
+        if any(one.attempt > view["attempt"] for one in executions):
+            report.findings.append(f"job {uuid} ended in attempt {view['attempt']} and a later one has run")
         if self.first_ends.get(uuid, _end(view)) != _end(view):
             report.double_result += 1
         if view["state"] != "succeeded":
@@ -240,6 +268,27 @@ class Run:
         """Note what took longer than it may."""
         if not holds:
             self.report.late.append(finding)
+
+    def recovered(self, holds: Callable[[], Any], bound: float, what: str, since: float | None = None) -> None:
+        """Wait until something holds again, and note how long that took; after ``bound`` seconds it is late.
+
+        ``since`` is the moment of the fault or of its end, monotonic, if that is not now.  What fails holds not yet.
+        """
+
+        def quietly() -> Any:
+            with suppress(ZerogError):
+                return holds()
+
+        moment = time.monotonic() if since is None else since
+        try:
+            until(quietly, _NEVER * bound, what)
+        except TimeoutError as error:
+            self.report.unrecovered += 1
+            self.expect(False, str(error))
+            return
+        seconds = time.monotonic() - moment
+        self.report.recoveries.append(seconds)
+        self.expect_in_time(seconds <= bound, f"after {seconds:.2f} s and not {bound:g} s: {what}")
 
     def executions(self) -> list[ledger.Execution]:
         """Return what the ledger tells, in the order of the starts."""

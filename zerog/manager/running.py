@@ -81,7 +81,7 @@ class Running(Settling):
             match record.state:
                 case State.RUNNING if record.lease is not None and record.lease.claim == claim:
                     return Claimed(held)
-                case State.RUNNING if watch.lapsed(record) or self.lost(record):
+                case State.RUNNING if self.lost(record) or watch.lapsed_for_sure(record, self.prove_writable):
                     return self._take_over(held, agent, claim, watch)
                 case State.RUNNING:
                     return self._busy(record, watch)
@@ -114,6 +114,7 @@ class Running(Settling):
         now = self.clock.now()
         # After a failure the message speaks of the attempt before; a Requeue has reset the counters and goes on.
         failed_before = record.errors or record.crashes or record.losses
+        once = not self.registry.policy(record.job_type).rerun_after_crash
         return record.after(
             "claim",
             message=None if failed_before else record.message,
@@ -122,6 +123,7 @@ class Running(Settling):
             agent=agent,
             started_at=now,
             not_before=None,
+            once=once,
         )
 
     def _take_over(self, held: Held, agent: str, claim: str, watch: LeaseWatch) -> Verdict:

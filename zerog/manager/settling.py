@@ -179,7 +179,7 @@ class Settling(Records):
             losses = record.losses + 1
             if record.cancel_requested:
                 return self._cancelled(record)
-            if not policy.rerun_after_crash:
+            if record.once or not policy.rerun_after_crash:
                 message = "the worker was lost while the job ran; it may have finished"
                 return self._failed(record, 500, "outcome_unknown", message, losses=losses, **_UNCLAIMED)
             if losses >= policy.max_losses:
