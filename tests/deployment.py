@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from tests.services import ROOT, Beanstalkd, CouchbaseServer, Process, free_port, wait_until
 
@@ -158,3 +159,14 @@ def deployed(folder: Path, *arguments: Any, **more: Any) -> Iterator[Deployment]
         yield deployment.start()
     finally:
         deployment.close()
+
+
+def children(agent_pid: int) -> list[psutil.Process]:
+    return psutil.Process(agent_pid).children()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

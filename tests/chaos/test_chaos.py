@@ -26,8 +26,6 @@ from zerog.exceptions import UnknownJob
 
 FULL = bool(os.environ.get("TESTS_FULL"))
 
-pytestmark = pytest.mark.xdist_group("chaos")  # one process runs them all, side by side
-
 #: Scenario → datastore and queue; together they cover both stores and both queues.
 PAIRS = {
     "K1": ("sqlite", "sqlite"),

@@ -371,10 +371,14 @@ class Slot:
         assert attempt is not None
         logger.warning("superseded job=%s attempt=%d", attempt.uuid, attempt.number)
         if self.phase is Phase.ENDING or self.child is None:
-            self._end_attempt()
-            self._drop_entry()
+            self._end_superseded()
         else:
             self._stop_child(None, [signal.SIGTERM, signal.SIGKILL], self._clock.monotonic())
+
+    def _end_superseded(self) -> None:
+        """Be done with an attempt that is not the current one.  Its entry may be the only one that the job has."""
+        self._end_attempt()
+        self._give_entry_back(0.0, None)
 
     def abandon(self) -> None:
         """Get over an unexpected error: end the child, give the entry back after a while, go on with the next."""
@@ -470,8 +474,7 @@ class Slot:
             self.retire_child = True
         if self.token_lost:
             # It came to its end before the signal reached it: whatever it came to is nobody's business any more.
-            self._end_attempt()
-            self._drop_entry()
+            self._end_superseded()
             return
         if self.stop is not None and self.stop.outcome is not None and not self.stop.told:
             return  # it is being ended for a reason of ours, which stays the reason
@@ -521,8 +524,7 @@ class Slot:
             if stop is not None:
                 outcome = stop.outcome
             if outcome is None:
-                self._end_attempt()
-                self._drop_entry()
+                self._end_superseded()
             else:
                 self._ended(attempt, outcome)
         self.stop = None
