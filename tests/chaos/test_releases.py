@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.deployment import Deployment
-from tests.services import ROOT, Process, wait_until
+from tests.services import ROOT, Beanstalkd, CouchbaseServer, Process, wait_until
 
 #: The commit of version 0.1.0.
 PREVIOUS = "2940a9c68e0c91fb14a8106d0a37d7ec3de05e59"
@@ -25,8 +25,8 @@ PREVIOUS = "2940a9c68e0c91fb14a8106d0a37d7ec3de05e59"
 class Both(Deployment):
     """A deployment of this release, beside which processes of the last one run."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        super().__init__(folder / "data", **settings)
+    def __init__(self, folder: Path, *adapters: Any, **settings: Any) -> None:
+        super().__init__(folder / "data", *adapters, **settings)
         self.previous = folder / "previous"
         archive = subprocess.run(["git", "archive", PREVIOUS], cwd=ROOT, capture_output=True, check=True).stdout
         with tarfile.open(fileobj=BytesIO(archive)) as tar:
@@ -41,10 +41,17 @@ class Both(Deployment):
         return Process(arguments, log, cwd=self.folder, env=environment)
 
 
-@pytest.mark.requirement("Z12", "Z14")
-def test_two_releases_share_a_store_while_agents_are_killed(tmp_path: Path) -> None:
+#: As many as K1 has.
+JOBS, KILLS = 500, 60
+
+
+@pytest.mark.requirement("Z14")
+@pytest.mark.parametrize(("store", "queue"), [("sqlite", "sqlite"), ("couchbase", "beanstalkd")])
+def test_two_releases_share_a_store_while_agents_are_killed(
+    tmp_path: Path, store: str, queue: str, couchbase: CouchbaseServer, beanstalkd: Beanstalkd
+) -> None:
     choices = random.Random(11)
-    made = Both(tmp_path, lease="3", sweep="1")
+    made = Both(tmp_path, store, queue, beanstalkd=beanstalkd, couchbase=couchbase, lease="3", sweep="1")
     old: list[Process] = []
     old_port = made.port + 1
     server: Process | None = None
@@ -59,13 +66,13 @@ def test_two_releases_share_a_store_while_agents_are_killed(tmp_path: Path) -> N
             made.start_agent()
         path = tmp_path / "ledger"
         uuids: list[str] = []
-        for number in range(120):
+        for number in range(JOBS):
             client = made.client if number % 2 else old_client
             parameters = {"path": str(path), "seconds": choices.uniform(0.01, 0.4)}
             answer = client.post("/run/ledger", json=parameters)
             assert answer.status_code == 202
             uuids.append(answer.json()["uuid"])
-            if number % 8 == 7:
+            if number * KILLS // JOBS < (number + 1) * KILLS // JOBS:
                 victims = old if choices.random() < 0.5 else made.agents
                 victim = victims.pop(choices.randrange(len(victims)))
                 victim.kill()

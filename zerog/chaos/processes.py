@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from typing import Any
 
 from zerog.chaos import ledger
 from zerog.chaos.run import TERMINAL, Run
@@ -18,7 +19,10 @@ _AIMED = 4
 
 def kill_agents(run: Run) -> None:
     for number in run.each_fault():
-        aimed = run.busy_agents() if number % _AIMED == 0 else []
+        aimed: list[Any] = []
+        if number % _AIMED == 0:
+            with suppress(TimeoutError):
+                aimed = until(run.busy_agents, 10, "an agent under which a job runs")
         agent = run.random.choice(aimed or run.site.agents)
         run.interruptions.append((run.site.replace_agent(agent), agent.pid))
         run.report.faults += 1

@@ -96,6 +96,8 @@ class Run:
         for thread in threads:
             thread.start()
         until(lambda: len(self.acknowledged) >= min(8, len(plan)), 60, "the first jobs")
+        if not self.site.hold_agents:
+            until(self.executions, 60, "the first job that runs")
         self.scenario.injure(self)
         self._injured.set()
         injured = time.monotonic()

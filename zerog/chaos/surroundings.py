@@ -158,12 +158,12 @@ def tear_network(run: Run) -> None:
         run.site.proxy.mode = ("stop", "half", "cut")[number % 3]
         run.report.faults += 1
         time.sleep(_TORN)
-        waiting = [run.submit_more(0.01) for _ in range(4)]
+        for _ in range(4):
+            run.submit_more(0.01)  # stored, and left to the sweep
         run.site.proxy.mode = "forward"
         run.recovered(
             partial(_goes_on, run, time.monotonic()), _DEADLINE + _SEE, "a job starts and the server sees the queue"
         )
-        run.expect(run.any_started(waiting), "none of the jobs that were submitted without a queue has started")
 
 
 def _goes_on(run: Run, moment: float) -> bool:
