@@ -80,7 +80,7 @@ def test_your_own_code_as_the_readme_shows_it_runs_from_a_built_wheel(tmp_path: 
     # The packages that zerog needs come from the environment of the tests; zerog itself only from the wheel.
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", str(wheel)]
+    install = [str(python), "-m", "pip", "install", "--quiet", str(wheel)]
     subprocess.run(install, check=True, timeout=240)
     folder = tmp_path / "folder"
     (folder / "mywork").mkdir(parents=True)
