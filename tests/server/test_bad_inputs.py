@@ -24,6 +24,9 @@ NIL = "00000000-0000-0000-0000-000000000000"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A server alone: what it stores nobody runs."""
     made = Deployment(tmp_path_factory.mktemp("door"), idle_timeout="2", max_body="64KiB")
+    # No connection is used twice: one that was idle for two seconds is closed just when the next request comes.
+    made.client.close()
+    made.client = httpx.Client(base_url=made.url, timeout=70, limits=httpx.Limits(max_keepalive_connections=0))
     try:
         made.start_server()
         yield made
