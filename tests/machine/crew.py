@@ -378,14 +378,8 @@ class Agent(Process):
             self._store_lost()
             return
         for uuid, slot in running.items():
-            attempt, held = slot.attempt, found.get(uuid)
-            if attempt is None or held is None:
-                continue
-            if held.record.terminal or held.record.attempt != attempt.number:
-                if slot.stop is None:
-                    slot.lost_token()
-            elif held.record.cancel_requested:
-                slot.begin_cancel(self.clock.monotonic())
+            if uuid in found:
+                slot.heed(found[uuid], self.clock.monotonic())
 
     # The queue
 

@@ -261,14 +261,8 @@ class Agent:
             return
         self._look_at = now + _LOOK_EVERY
         for uuid, slot in running.items():
-            attempt, held = slot.attempt, found.get(uuid)
-            if attempt is None or held is None:
-                continue
-            if held.record.terminal or held.record.attempt != attempt.number:
-                if slot.stop is None:
-                    slot.lost_token()
-            elif held.record.cancel_requested:
-                self._guard_pipe(lambda slot=slot: slot.begin_cancel(now))  # type: ignore[misc]
+            if uuid in found:
+                self._guard_pipe(partial(slot.heed, found[uuid], now))
 
     def _store_lost(self, error: StoreUnavailable) -> None:
         if not self._store_away:

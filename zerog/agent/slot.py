@@ -362,6 +362,16 @@ class Slot:
             failpoints.hit("run.after_record")
             self._drop_entry()
 
+    def heed(self, held: Held, now: float) -> None:
+        """Look at the job's record as others see it: a cancel, or another attempt, may stand there."""
+        if self.attempt is None:
+            return
+        if held.record.terminal or held.record.attempt != self.attempt.number:
+            if self.stop is None:
+                self.lost_token()
+        elif held.record.cancel_requested:
+            self.begin_cancel(now)
+
     def lost_token(self) -> None:
         """R12: another attempt exists, or the job has ended.  Stop the child and write nothing."""
         if self.token_lost:
