@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import time
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.deployment import Deployment
-from tests.services import Beanstalkd
+from tests.services import Beanstalkd, wait_until
 
 PAIRS = [("sqlite", "sqlite"), ("sqlite", "beanstalkd"), ("couchbase", "sqlite"), ("couchbase", "beanstalkd")]
 
@@ -134,14 +134,20 @@ def test_no_acknowledged_job_is_missing_after_kills_of_the_server(
     made = Deployment(tmp_path, "sqlite", queue, beanstalkd=server)
     try:
         made.start()
-        until = time.monotonic() + 7
+        acknowledged: list[str] = []
+        enough = threading.Event()
         with ThreadPoolExecutor(16) as pool:
-            submitters = [pool.submit(submit_until, made.url, until) for _ in range(16)]
-            for _ in range(3):
-                time.sleep(1.5)  # the time between two kills
-                made.restart_server()
-            acknowledged = [uuid for one in submitters for uuid in one.result()]
-        assert len(acknowledged) > 500
+            submitters = [pool.submit(submit_until, made.url, enough, acknowledged) for _ in range(16)]
+            try:
+                for kill in range(1, 4):
+                    # A kill comes while submits are under way, however fast this machine is.
+                    wait_until(lambda: len(acknowledged) >= 125 * kill, 60, "acknowledged jobs")  # noqa: B023
+                    made.restart_server()
+                wait_until(lambda: len(acknowledged) >= 500, 60, "acknowledged jobs")
+            finally:
+                enough.set()
+            for one in submitters:
+                one.result()
         assert len(set(acknowledged)) == len(acknowledged)
         states = {uuid: made.wait(uuid, 60)["state"] for uuid in acknowledged}
         assert set(states.values()) == {"succeeded"}
@@ -153,11 +159,10 @@ def test_no_acknowledged_job_is_missing_after_kills_of_the_server(
         assert store.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def submit_until(url: str, until: float) -> list[str]:
-    """Submit no-op jobs one after the other and return the UUIDs that were acknowledged."""
-    acknowledged = []
+def submit_until(url: str, enough: threading.Event, acknowledged: list[str]) -> None:
+    """Submit no-op jobs one after the other and note the UUIDs that were acknowledged."""
     with httpx.Client(base_url=url) as client:
-        while time.monotonic() < until:
+        while not enough.is_set():
             try:
                 answer = client.post("/run/noop", json={})
             except httpx.HTTPError:
@@ -166,7 +171,6 @@ def submit_until(url: str, until: float) -> list[str]:
                 acknowledged.append(answer.json()["uuid"])
             else:
                 assert answer.status_code == 503, answer.text
-    return acknowledged
 
 
 @pytest.mark.requirement("Z12")

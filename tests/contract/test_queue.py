@@ -358,16 +358,33 @@ def test_a_connection_survives_the_restart_of_beanstalkd(beanstalkd: Beanstalkd)
     queue = BeanstalkdQueue(beanstalkd.address, deadline=1.0)
     queue.put(Put(TUBE, b"x"))
     before = queue.identity()
-    queue.ask([TUBE])
+    queue.ask([OTHER])
     beanstalkd.restart()
     with pytest.raises(QueueUnavailable):
         wait_until(lambda: queue.take() is not PENDING, 3)
-        queue.identity()
-        queue.identity()
     assert queue.identity() != before
     queue.put(Put(TUBE, b"y"))
     assert reserved(queue).body == b"y"
     queue.close()
+
+
+@pytest.mark.requirement("Z7", "Z9")
+def test_a_restart_between_two_uses_of_a_connection_is_not_told(beanstalkd: Beanstalkd) -> None:
+    queues = [BeanstalkdQueue(beanstalkd.address, deadline=1.0) for _ in range(6)]
+    for number, queue in enumerate(queues):
+        queue.put(Put(OTHER, b"forgotten", priority=number))
+        assert queue.stats(OTHER).ready == number + 1
+    held = reserved(queues[5], OTHER)
+    beanstalkd.restart()
+    queues[0].put(Put(TUBE, b"y"))
+    assert queues[1].stats(TUBE).ready == 1
+    queues[2].identity()
+    assert queues[3].kick(TUBE, 1) == 0
+    assert reserved(queues[4]).body == b"y"
+    with pytest.raises(ReservationLost):
+        held.touch()
+    for queue in queues:
+        queue.close()
 
 
 @pytest.mark.requirement("Z1")

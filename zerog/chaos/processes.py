@@ -144,10 +144,8 @@ def _is_whole(run: Run) -> bool:
 
 def stop_agents(run: Run) -> None:
     for _ in run.each_fault():
-        try:
-            agent = run.random.choice(until(run.busy_agents, 10, "an agent under which a job runs"))
-        except TimeoutError:
-            break  # all have ended
+        run.submit_long(run.random.uniform(0.5, 2.0))  # the plan's own may all have ended
+        agent = run.random.choice(until(run.busy_agents, 10, "an agent under which a job runs"))
         agent.send_signal(signal.SIGSTOP)
         run.report.faults += 1
         time.sleep(run.random.uniform(2, 4) * run.site.lease)

@@ -125,6 +125,11 @@ class _Client(greenstalk.Client):  # type: ignore[misc]
             return values
         raise greenstalk.ERROR_RESPONSES.get(status, greenstalk.UnknownResponseError)(*_arguments(status, values))
 
+    def ended(self) -> bool:
+        """Return whether the server has closed the connection.  Only asked while no reply is due: whatever else comes
+        then is doubtful too."""
+        return len(self.replies) > 0 or _readable(self._sock, 0)
+
     def fileno(self) -> int:
         """Return the descriptor of the connection."""
         return int(self._sock.fileno())
@@ -324,9 +329,9 @@ class BeanstalkdQueue(Queue):
 
     def _holding(self, client: object) -> _Client:
         """Return the client if it still is the one that holds the entry, with nothing unread before its next reply."""
-        if client is not self._client:
-            raise ReservationLost("the connection that held the entry is gone")
         connected = self._connected()
+        if client is not connected:
+            raise ReservationLost("the connection that held the entry is gone")
         if self._asked_until is not None and not self._waiting:
             self._answer = self._read_reply(connected)
         return connected
@@ -393,7 +398,13 @@ class BeanstalkdQueue(Queue):
     # Connections
 
     def _connected(self) -> _Client:
-        """Return the client, connected; to be called inside ``self._errors``."""
+        """Return the client, connected; to be called inside ``self._errors``.
+
+        A connection that the server has closed since its last use says nothing of the server now: it may have been
+        restarted, and each of a process's many connections would tell of that one restart again, each at its own time.
+        """
+        if self._client is not None and self._asked_until is None and self._client.ended():
+            self._drop()
         if self._client is None:
             self._client = self._connect()
         return self._client
