@@ -33,7 +33,8 @@ _SEGMENT, _AT_LEAST = 500, 1000
 #: the counts of its tube say; and how many of a type in one walk.
 _WITHIN, _OVERDUE = 10, 20
 
-#: Seconds for which a record must have been due before it is missed in the queue: its submit may be under way.
+#: Seconds for which a record must have been due before it is missed in the queue: its submit may be under way.  Not so
+#: when the queue may have forgotten everything: the entries of younger records would stand for those of older ones.
 _GRACE = 1.0
 
 #: Seconds for which an entry of the log without a record is looked at again: its submit may be under way.
@@ -72,6 +73,7 @@ class Sweep:
     _identity: str | None = None
     _counts: dict[str, TubeStats] = field(default_factory=dict)
     _types: set[str] = field(default_factory=set)
+    _grace: float = _GRACE
     _write_at: float = 0.0
     _mark: bytes = b""
     _begun: bool = False
@@ -88,12 +90,13 @@ class Sweep:
         ``go_on`` is asked after each segment; the walk ends when it says no.
         """
         identity = self.manager.queue.identity()
+        whole = not self._begun or identity != self._identity
+        self._grace = 0.0 if whole else _GRACE
+        if not self._begun:
+            self._read_mark()
         # The counts come before the records: what is claimed in between makes a tube look fuller, never emptier.
         self._types.update(self.manager.registry.names)
         self._counts = {name: self.manager.queue_stats(name) for name in self._types}
-        whole = not self._begun or identity != self._identity
-        if not self._begun:
-            self._read_mark()
         new = list(self._read_new())
         looked = set(self._choose(whole, new))
         self._walks += 1
@@ -204,7 +207,7 @@ class Sweep:
         one.job_type, one.state = record.job_type, record.state
         (self._running.add if record.state is State.RUNNING else self._running.discard)(number)
         # What a newer version has written is for that version to put.
-        one.due_at = max(record.updated_at, record.not_before or 0.0) + _GRACE if readable else float("inf")
+        one.due_at = max(record.updated_at, record.not_before or 0.0) if readable else float("inf")
         if not self._is_due(one):
             one.due_since = -1
         elif one.due_since < 0:
@@ -213,7 +216,7 @@ class Sweep:
     def _is_due(self, one: _Open) -> bool:
         return (
             one.state is State.QUEUED
-            and one.due_at <= self.manager.clock.now()
+            and one.due_at + self._grace <= self.manager.clock.now()
             and one.job_type not in self.manager.paused
         )
 

@@ -240,6 +240,32 @@ def test_another_queue_is_filled_by_one_walk(manager: Manager, tmp_path: Path) -
 # Pauses
 
 
+def test_entries_of_younger_jobs_do_not_hide_what_another_queue_has_forgotten(manager: Manager, tmp_path: Path) -> None:
+    old = submit(manager, 30)
+    later(manager, 2)
+    sweep = sweep_of(manager)
+    sweep.walk()
+    manager.close_queue()
+    for suffix in ("", "-wal", "-shm"):
+        (tmp_path / f"queue.db{suffix}").unlink(missing_ok=True)
+    wait_until(lambda: not sweep.same_queue(), 10, "the file is looked at again")
+    young = submit(manager, 30)
+    sweep.walk()
+    assert sorted(entries(manager, 61)) == sorted([*old, *young]), "all are there, and none twice"
+
+
+def entries(manager: Manager, most: int) -> list[str]:
+    """Take what is ready out of the queue, up to ``most`` entries."""
+    found: list[str] = []
+    while len(found) < most and (one := manager.queue.reserve([manager.tube("noop")], 0)) is not None:
+        found.append(one.body.decode())
+        one.delete()
+    return found
+
+
+# Pauses
+
+
 def test_a_paused_type_is_neither_claimed_nor_put(manager: Manager) -> None:
     (uuid,) = submit(manager, 1)
     lose_entries(manager, 1)
