@@ -129,10 +129,11 @@ TWICE = (("start", "a", 1, 1.0, 11), ("start", "a", 2, 2.0, 12), ("end", "a", 2,
         (view(), view(finishedAt="before"), 1, ENDED, "double result: 1"),
         (view(), view("failed"), 1, ENDED, "double result: 1"),
         (view(attempt=2), view(attempt=2), 1, TWICE, "stale write: 1"),
-        (view(), view(), 1, (), "whose end is not in the ledger"),
-        (view(), view(), 1, ENDED[:1], "whose end is not in the ledger"),
+        (view(), view(), 1, (), "the ledger does not say so"),
+        (view(), view(), 1, ENDED[:1], "the ledger does not say so"),
+        (view(), view(), 1, (ENDED[0], ("raise", "a", 1, 2.0, 11)), "the ledger does not say so"),
         (view(), view(), 1, (*ENDED, ("start", "a", 2, 3.0, 12)), "a later one has run"),
-        (view("failed"), view("failed"), 1, ENDED, "1 jobs did not succeed"),
+        (view("failed"), view("failed"), 1, ENDED, "1 jobs did not end as they should"),
     ],
 )
 def test_the_judge_finds_what_must_not_be(
@@ -152,6 +153,44 @@ def test_the_judge_finds_what_must_not_be(
     one.acknowledged["key"] = "a"
     if first is not None:
         one._notice(cast(Client, Answers(first, {})), "a")
+    one._judge()
+    assert found in "; ".join(one.report.findings)
+    assert bool(one.report.findings) is bool(found)
+
+
+def runs_that_raise(count: int) -> tuple[tuple[str, str, int, float, int], ...]:
+    return tuple((what, "a", n, float(n), n) for n in range(1, count + 1) for what in ("start", "raise"))
+
+
+@pytest.mark.requirement("Z12", "Z13")
+@pytest.mark.parametrize(
+    ("kind", "state", "errors", "ledger_says", "found"),
+    [
+        ("fails", "failed", 3, runs_that_raise(3), ""),
+        ("fails", "failed", 3, runs_that_raise(4), "under a live lease ran twice"),
+        ("fails", "failed", 2, runs_that_raise(3), "failed after 2 errors"),
+        ("fails", "succeeded", 3, runs_that_raise(3), "1 jobs did not end as they should"),
+        ("raises", "succeeded", 1, (*runs_that_raise(1), ("start", "a", 2, 3.0, 2), ("end", "a", 2, 4.0, 2)), ""),
+        ("raises", "failed", 1, runs_that_raise(1), "1 jobs did not end as they should"),
+        ("requeues", "succeeded", 0, (("start", "a", 1, 1.0, 1), ("requeue", "a", 1, 2.0, 1)), "does not say so"),
+    ],
+)  # fmt: skip
+def test_the_judge_knows_what_is_to_raise_and_what_is_to_go_on_later(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    state: str,
+    errors: int,
+    ledger_says: tuple[tuple[str, str, int, float, int], ...],
+    found: str,
+) -> None:
+    attempt = max(one[2] for one in ledger_says)
+    seen = view(state, attempt, counters={"errors": errors})
+    monkeypatch.setattr("zerog.chaos.run.Client", lambda url: Answers(seen, {"uuid": "a", "attempt": attempt}))
+    (tmp_path / "ledger").write_text(lines(*ledger_says))
+    site = SimpleNamespace(store="sqlite", queue="sqlite", url="", ledger=tmp_path / "ledger", superseded=lambda: 0)
+    one = Run(SCENARIOS["K3"], cast(Site, site), jobs=1, faults=0, seed=1)
+    one.acknowledged["key"], one.kinds["a"] = "a", kind
     one._judge()
     assert found in "; ".join(one.report.findings)
     assert bool(one.report.findings) is bool(found)

@@ -22,8 +22,14 @@ def note(path: str, what: str, context: zerog.Context) -> None:
         os.close(descriptor)
 
 
+def noted(path: str, what: str, context: zerog.Context) -> int:
+    """Return how often this was noted of a job, in whatever attempt."""
+    with open(path, "rb") as ledger:
+        return ledger.read().count(f"{what} {context.uuid} ".encode())
+
+
 class ChaosWork(zerog.Job):
-    """Note the start, sleep, note the end."""
+    """Note the start, sleep, note the end; or raise or go on later so many times before, and note that."""
 
     job_type = "chaos-work"
     example = {"ledger": "/tmp/ledger", "seconds": 0.1}
@@ -34,14 +40,23 @@ class ChaosWork(zerog.Job):
 
     ledger: str
     seconds: float = Field(0.1, ge=0, le=3600)
+    raises: int = Field(0, ge=0)
+    requeues: int = Field(0, ge=0)
     ballast: str = ""
 
-    def run(self, context: zerog.Context) -> dict[str, Any]:
+    def run(self, context: zerog.Context) -> Any:
         note(self.ledger, "start", context)
         end = time.monotonic() + self.seconds
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(0.05, left))
             context.progress(1 - max(0.0, left) / self.seconds)
+        # From the ledger and not from what ZeroG keeps: it is ZeroG that is judged.
+        if self.raises and self.raises > noted(self.ledger, "raise", context):
+            note(self.ledger, "raise", context)
+            raise RuntimeError("as was asked")
+        if self.requeues and self.requeues > noted(self.ledger, "requeue", context):
+            note(self.ledger, "requeue", context)
+            return zerog.Requeue()
         note(self.ledger, "end", context)
         return {"uuid": context.uuid, "attempt": context.attempt}
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 @dataclass(slots=True)
 class Execution:
-    """One run of a job's code; ``ended`` is None if it never came to its end.  Times are those of the
-    monotonic clock of the machine, in seconds, which no setting of the clock moves."""
+    """One run of a job's code; ``ended`` is None if it never came to its end, and ``way`` is how it came there: by
+    ``end``, ``raise`` or ``requeue``.  Times are those of the monotonic clock of the machine, in seconds, which no
+    setting of the clock moves."""
 
     uuid: str
     attempt: int
@@ -18,6 +19,7 @@ class Execution:
     pid: int
     agent: int
     ended: float | None = None
+    way: str = ""
 
 
 def read(path: Path) -> list[Execution]:
@@ -29,7 +31,7 @@ def read(path: Path) -> list[Execution]:
         if what == "start":
             found[name] = Execution(uuid, int(attempt), float(moment), int(pid), int(agent))
         elif name in found:
-            found[name].ended = float(moment)
+            found[name].ended, found[name].way = float(moment), what
     return sorted(found.values(), key=lambda one: one.started)
 
 

@@ -32,6 +32,15 @@ _NEVER = 5.0
 _LOOK = 0.05
 
 
+#: What jobs do, how large a share does it, and how often such a job runs when nothing is injured.  Some of every
+#: scenario raise once, always raise, or go on later once (Z12, Z13).
+_SHARES = {"succeeds": 0.8, "raises": 0.08, "fails": 0.04, "requeues": 0.08}
+_RUNS = {"succeeds": 1, "raises": 2, "fails": 3, "requeues": 2}
+_PARAMETERS: dict[str, dict[str, int]] = {
+    "succeeds": {}, "raises": {"raises": 1}, "fails": {"raises": 1_000_000}, "requeues": {"requeues": 1}
+}  # fmt: skip
+
+
 def nothing(_: Any) -> None:
     """Do nothing: the part of a scenario that it does not need."""
 
@@ -72,6 +81,7 @@ class Run:
         self.random = random.Random(seed)
         self.report = Report(scenario.name, site.store, site.queue, seed)
         self.acknowledged: dict[str, str] = {}  # key → UUID
+        self.kinds: dict[str, str] = {}  # UUID → what the job does, if it is not to succeed at once
         self.first_ends: dict[str, tuple[Any, ...]] = {}
         self.outages: list[tuple[float, float]] = []  # from when to when the store was away
         self.interruptions: list[tuple[float, int]] = []  # when, which agent
@@ -84,7 +94,7 @@ class Run:
         """Submit, injure, wait, judge."""
         started = time.monotonic()
         self.site.start()
-        plan = [(self.key(), self._length()) for _ in range(self.jobs)]
+        plan = [(self.key(), self._length(), self._kind()) for _ in range(self.jobs)]
         self.report.attempted = len(plan)
         # The work lasts as long as the injuries do.
         pause = 0.0 if self.scenario.burst else self.expected_seconds() / max(1, len(plan))
@@ -113,6 +123,9 @@ class Run:
     def _length(self) -> float:
         return 5.0 if self.random.random() < self.scenario.long else self.random.uniform(*self.scenario.length)
 
+    def _kind(self) -> str:
+        return self.random.choices(list(_SHARES), list(_SHARES.values()))[0]
+
     def expected_seconds(self) -> float:
         """Return about how long the injuries will take."""
         low, high = self.scenario.pause
@@ -120,14 +133,20 @@ class Run:
 
     # Submitting
 
-    def _submit(self, plan: list[tuple[str, float]], pause: float) -> None:
-        for key, seconds in plan:
-            self.submit(key, seconds)
+    def _submit(self, plan: list[tuple[str, float, str]], pause: float) -> None:
+        for key, seconds, kind in plan:
+            self.submit(key, seconds, kind=kind)
             if not self._injured.is_set():
                 time.sleep(pause)
 
     def submit(
-        self, key: str, seconds: float, delay: float | None = None, ballast: int = 0, patience: float = _REPEAT
+        self,
+        key: str,
+        seconds: float,
+        delay: float | None = None,
+        ballast: int = 0,
+        patience: float = _REPEAT,
+        kind: str = "succeeds",
     ) -> str | None:
         """Submit a job, again and again under its key until it is acknowledged or ``patience`` seconds have passed.
 
@@ -136,6 +155,7 @@ class Run:
         """
         client = Client(self.site.url)
         parameters = {"ledger": str(self.site.ledger), "seconds": round(seconds, 3), "ballast": "x" * ballast}
+        parameters.update(_PARAMETERS[kind])
         end = time.monotonic() + patience
         while time.monotonic() < end:
             try:
@@ -146,6 +166,7 @@ class Run:
                 pass
             else:
                 with self._lock:
+                    self.kinds[uuid] = kind
                     if self.acknowledged.setdefault(key, uuid) != uuid:
                         self.report.findings.append(f"key {key} stands for two jobs")
                 return uuid
@@ -203,7 +224,7 @@ class Run:
         executions = ledger.by_job(self.executions())
         for uuid in self.acknowledged.values():
             self._judge_job(client, uuid, executions.get(uuid, []))
-        report.executed_twice = sum(len(runs) > 1 for runs in executions.values())
+        report.executed_twice = sum(len(runs) > self.runs_of(uuid) for uuid, runs in executions.items())
         report.overlapping = sum(ledger.overlapping(runs) for runs in executions.values())
         report.superseded = self.site.superseded()
         for moment, agent in self.interruptions:
@@ -218,7 +239,7 @@ class Run:
         if self.scenario.once and report.executed_twice:
             report.findings.append(f"{report.executed_twice} jobs under a live lease ran twice")
         if report.not_succeeded:
-            report.findings.append(f"{report.not_succeeded} jobs did not succeed")
+            report.findings.append(f"{report.not_succeeded} jobs did not end as they should")
         if report.faults < _ENOUGH * self.faults:
             report.findings.append(f"only {report.faults} of {self.faults} faults: the work was over before")
         if report.acknowledged < report.attempted:
@@ -240,11 +261,17 @@ class Run:
             report.findings.append(f"job {uuid} ended in attempt {view['attempt']} and a later one has run")
         if self.first_ends.get(uuid, _end(view)) != _end(view):
             report.double_result += 1
-        if view["state"] != "succeeded":
+        fails = self.kinds.get(uuid) == "fails"
+        if view["state"] != ("failed" if fails else "succeeded"):
             report.not_succeeded += 1
             return
-        if not any(one.attempt == view["attempt"] and one.ended is not None for one in executions):
-            report.findings.append(f"job {uuid} has succeeded in an attempt whose end is not in the ledger")
+        way = "raise" if fails else "end"
+        if not any(one.attempt == view["attempt"] and one.way == way for one in executions):
+            report.findings.append(f"job {uuid} has {view['state']} in an attempt of which the ledger does not say so")
+        if fails:
+            if view["counters"]["errors"] != _RUNS["fails"]:
+                report.findings.append(f"job {uuid} has failed after {view['counters']['errors']} errors")
+            return
         try:
             data = json.loads(client.data(uuid))
         except ZerogError as error:
@@ -295,6 +322,10 @@ class Run:
     def executions(self) -> list[ledger.Execution]:
         """Return what the ledger tells, in the order of the starts."""
         return ledger.read(self.site.ledger)
+
+    def runs_of(self, uuid: str) -> int:
+        """Return how often a job runs when nothing is injured."""
+        return _RUNS[self.kinds.get(uuid, "succeeds")]
 
     def any_started(self, uuids: Collection[str]) -> bool:
         """Return whether one of these jobs has started."""
