@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from zerog import codec, failpoints
-from zerog.exceptions import AlreadyExists, Conflict, CorruptDocument, NotFound, StoreUnavailable
+from zerog.exceptions import AlreadyExists, Conflict, CorruptDocument, NotFound, QueueUnavailable, StoreUnavailable
 from zerog.leases import LeaseWatch
 from zerog.manager import Held, Manager
 from zerog.queue.base import TubeStats
@@ -85,29 +85,40 @@ class Sweep:
         self._last, self._begun, self._mark, self._identity = 0, False, b"", None
 
     def walk(self, go_on: Callable[[], bool] = lambda: True) -> None:
-        """Look at the open jobs once; raises when the store or the queue is away.
+        """Look at the open jobs once; raises when the store is away.  While the queue is, it is not filled, and that is
+        all: what has lapsed is taken over, and what waits is decided.
 
         ``go_on`` is asked after each segment; the walk ends when it says no.
         """
-        identity = self.manager.queue.identity()
-        whole = not self._begun or identity != self._identity
-        self._grace = 0.0 if whole else _GRACE
         if not self._begun:
             self._read_mark()
         # The counts come before the records: what is claimed in between makes a tube look fuller, never emptier.
-        self._types.update(self.manager.registry.names)
-        self._counts = {name: self.manager.queue_stats(name) for name in self._types}
+        identity = self._ask_queue()
+        another = identity is not None and identity != self._identity
+        whole = another or not self._begun
+        self._grace = 0.0 if whole else _GRACE
         new = list(self._read_new())
         looked = set(self._choose(whole, new))
         self._walks += 1
         if not self._look_at(sorted(looked), go_on):
             return
-        suspects = self._suspects(looked)
-        if not self._look_at(suspects, go_on):
-            return
-        self._put_missing()
+        if identity is not None:
+            if not self._look_at(self._suspects(looked), go_on):
+                return
+            self._put_missing()
         self._identity, self._begun = identity, True
         self._write_mark()
+
+    def _ask_queue(self) -> str | None:
+        """Return the identity of the queue and count its entries; None while it is away."""
+        self._types.update(self.manager.registry.names)
+        try:
+            identity = self.manager.queue.identity()
+            self._counts = {name: self.manager.queue_stats(name) for name in self._types}
+        except QueueUnavailable as error:
+            self.manager.say_queue_away(error)
+            return None
+        return identity
 
     def same_queue(self) -> bool:
         """Return whether the queue is the one that the last walk has seen, entries and all."""

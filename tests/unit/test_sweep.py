@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.services import wait_until
+from tests.services import Beanstalkd, wait_until
 from tests.unit.test_leases import Hands, later, lose_entries, ready, submit
 from workers.examples.jobs import Noop
 from zerog import codec
@@ -22,6 +22,7 @@ from zerog.fleet import Lock
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimed, GiveBack, Manager, Options, Submission
 from zerog.outcome import Failed, Succeeded
+from zerog.queue.beanstalkd import BeanstalkdQueue
 from zerog.queue.sqlite import SQLiteQueue
 from zerog.record import SCHEMA, State
 from zerog.registry import Parameters, Registry
@@ -235,6 +236,34 @@ def test_another_queue_is_filled_by_one_walk(manager: Manager, tmp_path: Path) -
     wait_until(lambda: not sweep.same_queue(), 10, "the file is looked at again")
     sweep.walk()
     assert ready(manager) == 30
+
+
+@pytest.mark.requirement("Z14")
+def test_leases_lapse_and_children_are_decided_also_while_the_queue_is_away(tmp_path: Path) -> None:
+    beanstalkd = Beanstalkd(tmp_path / "b").start()
+    store = SQLiteDatastore(tmp_path / "zerog.db", deadline=0.1)
+    clock = Hands()
+    manager = Manager(store, lambda: BeanstalkdQueue(beanstalkd.address, 1.0), Registry([Noop]), clock, lease=3.0)
+    try:
+        (silent, parent) = submit(manager, 2)
+        child = manager.submit(Submission("noop", Parameters({}), Options(parents=(parent,)))).record.uuid
+        assert isinstance(manager.claim(silent, "agent", "claim", LeaseWatch(clock, 3.0)), Claimed)
+        end(manager, parent)
+        beanstalkd.stop()
+        sweep = sweep_of(manager)
+        for _ in range(12):
+            sweep.walk()
+            later(manager, 0.5)
+        assert manager.queue_away
+        assert {manager.read(uuid).record.state for uuid in (silent, child)} == {State.QUEUED}
+        beanstalkd.start()
+        assert manager.probe_queue()
+        sweep.walk()
+        assert sorted(entries(manager, 3)) == sorted([silent, child])
+    finally:
+        manager.close_queue()
+        store.close()
+        beanstalkd.stop()
 
 
 # Pauses

@@ -240,10 +240,11 @@ class Records:
         if living and not self.queue_away:
             self._put([Put(self.agent_tube(agent), body, ttr=self.lease) for agent in living])
 
-    def say_queue_away(self, error: QueueError, entries: int) -> None:
-        """Leave puts to the sweep until the queue answers a probe."""
+    def say_queue_away(self, error: QueueError, entries: int = 0) -> None:
+        """Leave puts to the sweep until the queue answers a probe; ``entries`` are those that were to be put now."""
+        if entries or not self.queue_away:
+            logger.warning("queue away, %d entries are left to the sweep: %s", entries, error)
         self.queue_away = True
-        logger.warning("queue away, %d entries are left to the sweep: %s", entries, error)
 
     def _put(self, puts: Sequence[Put]) -> list[QueueError | None]:
         try:
