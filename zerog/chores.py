@@ -43,6 +43,7 @@ class Chores(threading.Thread):
         self._walk_at = 0.0
         self._prune_at = 0.0
         self._pruned_to = self._pruned = 0
+        self._tidied_to: int | None = 0
         self._renewed = 0.0
         self._first, self._also = tuple(first), tuple(also)
         self._step = min(0.25, manager.lease / 8)
@@ -121,7 +122,10 @@ class Chores(threading.Thread):
         done = self._manager.prune(self._pruned_to)
         self._pruned += done.jobs
         if done.position is not None:
-            self._pruned_to = done.position
+            self._pruned_to, self._tidied_to = done.position, 0
+            return
+        self._tidied_to = self._manager.tidy(self._tidied_to or 0)
+        if self._tidied_to is not None:
             return
         if self._pruned:
             logger.info("pruned %d jobs", self._pruned)

@@ -67,6 +67,9 @@ def prune(manager: Manager, job_type: str | None = None, older_than: float | Non
         pruned = manager.prune(after, job_type, older_than)
         removed += pruned.jobs
         if pruned.position is None:
+            tidied: int | None = 0
+            while tidied is not None:
+                tidied = manager.tidy(tidied)
             return removed
         after = pruned.position
 
@@ -102,6 +105,22 @@ def test_what_is_older_than_its_retention_goes_without_a_trace(manager: Manager)
     later(manager, 20 * DAY)
     assert prune(manager) == 1
     assert traces(manager) == 0
+
+
+def test_dead_letters_are_tidied_a_page_at_a_time(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerog.manager.pruning._PAGE", 4)
+    for _ in range(10):
+        done(manager, good=False)
+    later(manager, 11 * DAY)
+    position: int | None = 0
+    while position is not None:
+        position = manager.prune(position).position
+    places = [0]
+    while (place := manager.tidy(places[-1])) is not None:
+        places.append(place)
+        assert len(manager.store.read("failed", after=0, limit=20)) == 10 - place
+    assert places == [0, 4, 8]
+    assert manager.store.read("failed", after=0) == []
 
 
 def test_what_has_not_ended_is_never_removed(manager: Manager) -> None:

@@ -46,6 +46,7 @@ class Pruning(Waiting):
 
         ``after`` is where an earlier call stopped.  ``job_type`` spares all others; ``older_than``, in seconds, stands
         for the retention.  A job for which others wait is never removed.  What a crash leaves half removed goes later.
+        At the end of the log ``tidy`` is due.
         """
         entries = self.store.read("finished", after=after, limit=_PAGE)
         now = self.clock.now()
@@ -64,7 +65,6 @@ class Pruning(Waiting):
         removed = sum(self._remove(old[start : start + _TOGETHER]) for start in range(0, len(old), _TOGETHER))
         if position is None or position != entries[-1].number:
             position = None
-            self._tidy()
         return Pruned(removed, position)
 
     def _is_old(self, record: JobRecord, now: float, job_type: str | None, older_than: float | None) -> bool:
@@ -117,21 +117,23 @@ class Pruning(Waiting):
             return True  # another prune was faster
         return True
 
-    def _tidy(self) -> None:
-        """Remove the dead letters of jobs that are gone, and what lies before the first entry of each log."""
-        after = 0
-        while entries := self.store.read("failed", after=after, limit=_PAGE):
-            after = entries[-1].number
-            held = self.read_many([_members(entry)["uuid"] for entry in entries])
-            gone = [entry.number for entry in entries if _members(entry)["uuid"] not in held]
-            with self.store.together():
-                for number in gone:
-                    self.store.amend("failed", number, None)
+    def tidy(self, after: int = 0) -> int | None:
+        """Remove the dead letters of jobs that are gone, and what lies before the first entry of each log.
+
+        Looks at one page of the dead letters, from where an earlier call stopped; returns where to go on, or None.
+        """
+        entries = self.store.read("failed", after=after, limit=_PAGE)
+        held = self.read_many([_members(entry)["uuid"] for entry in entries])
+        with self.store.together():
+            for entry in entries:
+                if _members(entry)["uuid"] not in held:
+                    self.store.amend("failed", entry.number, None)
         for log in ("finished", "failed", "jobs", *(f"jobs.{name}" for name in self.registry.names)):
             first = self.store.read(log, after=0, limit=1)
             if first and first[0].number > 1:
                 self.store.trim(log, first[0].number - 1)
         self.store.give_back_space()
+        return entries[-1].number if len(entries) == _PAGE else None
 
 
 def _members(entry: Entry) -> dict[str, Any]:

@@ -346,6 +346,8 @@ class Prune(Endpoint):
         if wanted.type is not None:
             self.services.registry.get(wanted.type)
         done = await self.off_loop(self.manager.prune, wanted.after, wanted.type, wanted.olderThan)
+        if done.position is None:
+            await self.off_loop(self.manager.tidy)  # a page; the sweeper goes on
         return Answer({"pruned": done.jobs, "next": done.position, "href": self.url}, page="pruned")
 
 
