@@ -95,9 +95,11 @@ def judge_k2(run: Run) -> None:
 def kill_server(run: Run) -> None:
     for _ in run.each_fault():
         assert run.site.server is not None
+        moment = time.monotonic()
         kill(run.site.server)
         run.report.faults += 1
         run.site.start_server()
+        run.report.recoveries.append(time.monotonic() - moment)
 
 
 def judge_k3(run: Run) -> None:
@@ -117,6 +119,7 @@ def kill_queue(run: Run) -> None:
 
 
 def judge_k4(run: Run) -> None:
+    run.report.recoveries.append(run.drained)
     run.expect_in_time(run.drained <= 15, f"drained {run.drained:.1f} s after the last restart: more than 15 s")
 
 
@@ -146,6 +149,7 @@ def stop_agents(run: Run) -> None:
     for _ in run.each_fault():
         run.submit_long(run.random.uniform(0.5, 2.0))  # the plan's own may all have ended
         agent = run.random.choice(until(run.busy_agents, 10, "an agent under which a job runs"))
+        run.stops.append((time.monotonic(), agent.pid))
         agent.send_signal(signal.SIGSTOP)
         run.report.faults += 1
         time.sleep(run.random.uniform(2, 4) * run.site.lease)
@@ -153,6 +157,12 @@ def stop_agents(run: Run) -> None:
 
 
 def judge_p1(run: Run) -> None:
+    executions = ledger.by_job(run.executions())
+    for moment, agent in run.stops:
+        for broken in run.under_way(moment):
+            seconds = ledger.recovery(executions[broken.uuid], broken, moment)
+            if broken.agent == agent and seconds is not None:
+                run.report.recoveries.append(seconds)
     superseded, faults = run.report.superseded, run.report.faults
     run.expect(2 * superseded >= faults, f"{superseded} superseded attempts after {faults} stops under a job")
 

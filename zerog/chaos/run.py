@@ -84,6 +84,7 @@ class Run:
         self.kinds: dict[str, str] = {}  # UUID → what the job does, if it is not to succeed at once
         self.first_ends: dict[str, tuple[Any, ...]] = {}
         self.outages: list[tuple[float, float]] = []  # from when to when the store was away
+        self.stops: list[tuple[float, int]] = []  # when an agent was stopped for a while, and which
         self.interruptions: list[tuple[float, int]] = []  # when, which agent
         self.refused_as_full = 0  # submits that were answered with 507
         self.drained = 0.0  # seconds from the last fault to the last end
