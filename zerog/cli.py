@@ -179,7 +179,9 @@ def _leave(number: int, _: object) -> None:
 def chaos(document: str | None, as_json: bool, **wanted: Any) -> None:
     """Injure processes while jobs run, and prove that nothing is lost and nothing finishes twice.
 
-    Without names all scenarios run.  Exit status: 0 nothing was found, 1 something was, 2 wrong usage.
+    Without names all scenarios run, with --server those that injure agents alone.
+
+    Exit status: 0 nothing was found, 1 something was, 2 wrong usage.
     """
     from zerog.chaos import campaign
     from zerog.chaos.report import write

@@ -39,7 +39,8 @@ class Wanted:
 
 def run(wanted: Wanted, say: Callable[[str], None]) -> list[Report]:
     """Run the scenarios and return their reports; ``say`` gets each as text."""
-    chosen = [_scenario(name, wanted) for name in wanted.scenarios or SCENARIOS]
+    possible = [name for name, one in SCENARIOS.items() if wanted.server is None or not one.lone]
+    chosen = [_scenario(name, wanted) for name in wanted.scenarios or possible]
     seed = wanted.seed if wanted.seed is not None else random.SystemRandom().randrange(2**31)
     reports = []
     for scenario in chosen:

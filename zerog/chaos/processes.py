@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from zerog.chaos import ledger
 from zerog.chaos.run import TERMINAL, Run
@@ -15,6 +16,15 @@ from zerog.chaos.site import kill, until
 #: Of so many kills one is aimed at an agent under which a job runs.  Were they all, no long job would ever come to its
 #: end, and those that wait behind it would tell nothing of recovery.
 _AIMED = 4
+
+#: Times that jobs are submitted so that one of them runs under an agent of the run: in the deployment of somebody else
+#: its own agents take some.
+_TRIES = 10
+
+#: Seconds without anything to injure after which more jobs are submitted.
+_IDLE = 2.0
+
+T = TypeVar("T")
 
 
 def kill_agents(run: Run) -> None:
@@ -39,10 +49,7 @@ def judge_k1(run: Run) -> None:
 def kill_children(run: Run) -> None:
     killer = run.site.client.submit("chaos-killer", {"ledger": str(run.site.folder / "killer")})["uuid"]
     for _ in run.each_fault():
-        try:
-            victim = run.random.choice(until(lambda: _running(run), 10, "a job that runs"))
-        except TimeoutError:
-            break  # all have ended
+        victim = _any_of(run, lambda: _running(run))
         moment = time.monotonic()
         with suppress(ProcessLookupError):
             os.kill(victim.pid, signal.SIGKILL)
@@ -53,6 +60,16 @@ def kill_children(run: Run) -> None:
     )
     right = (view["state"], view["reason"], view["counters"]["crashes"]) == ("failed", "crashed", 3)
     run.expect(right, f"the job that always kills its child ended as {view['state']} {view['reason']}")
+
+
+def _any_of(run: Run, look: Callable[[], list[T]]) -> T:
+    """Return one of what there is to be injured; jobs are submitted as long as nothing is, since those of the plan may
+    all have ended."""
+    for _ in range(_TRIES):
+        with suppress(TimeoutError):
+            return run.random.choice(until(look, _IDLE, "a job that runs"))
+        run.submit_long(run.random.uniform(0.5, 2.0))
+    raise TimeoutError(f"{_TRIES} times no agent of this run got a job")
 
 
 def _running(run: Run) -> list[ledger.Execution]:
@@ -147,8 +164,8 @@ def _is_whole(run: Run) -> bool:
 
 def stop_agents(run: Run) -> None:
     for _ in run.each_fault():
-        run.submit_long(run.random.uniform(0.5, 2.0))  # the plan's own may all have ended
-        agent = run.random.choice(until(run.busy_agents, 10, "an agent under which a job runs"))
+        run.submit_long(run.random.uniform(1.0, 2.0))  # one that is not over before its agent stops
+        agent = _any_of(run, run.busy_agents)
         run.stops.append((time.monotonic(), agent.pid))
         agent.send_signal(signal.SIGSTOP)
         run.report.faults += 1

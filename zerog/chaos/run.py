@@ -88,6 +88,7 @@ class Run:
         self.interruptions: list[tuple[float, int]] = []  # when, which agent
         self.refused_as_full = 0  # submits that were answered with 507
         self.drained = 0.0  # seconds from the last fault to the last end
+        self._keys = uuids.uuid4()
         self._lock = threading.Lock()
         self._injured = threading.Event()
 
@@ -165,6 +166,9 @@ class Run:
                 self.refused_as_full += 1
             except (ServerUnreachable, StoreUnavailable):
                 pass
+            except ZerogError as error:
+                self.report.findings.append(f"a submit was refused: {error}")
+                return None
             else:
                 with self._lock:
                     self.kinds[uuid] = kind
@@ -175,8 +179,8 @@ class Run:
         return None
 
     def key(self) -> str:
-        """Return a new idempotency key."""
-        return str(uuids.UUID(int=self.random.getrandbits(128)))
+        """Return a new idempotency key: new also to a deployment in which this seed was used before."""
+        return str(uuids.uuid5(self._keys, f"{self.random.getrandbits(128):x}"))
 
     def submit_more(self, seconds: float, delay: float | None = None) -> str:
         """Submit a job beside those of the plan; ``TimeoutError`` if that is not possible."""

@@ -50,7 +50,8 @@ class Site:
     """A server, some agents and a queue of their own, in a folder of their own.
 
     ``datastore`` is ``sqlite`` or a URL; ``queue`` is ``sqlite``, ``beanstalkd`` or ``beanstalkd-durable`` (with a
-    binlog).  With ``server`` only agents are started, which take their settings from the environment.
+    binlog).  With ``server`` only agents are started; their settings are those of whoever calls, from the environment
+    and from the file in the working directory.
     """
 
     def __init__(
@@ -58,8 +59,8 @@ class Site:
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="zerog-chaos-"))
         self.ledger = self.folder / "ledger"
-        self.store = datastore.partition(":")[0]
-        self.queue = queue
+        self.store = datastore.partition(":")[0] if server is None else "deployment"
+        self.queue = queue if server is None else server
         self.lease, self.sweep = lease, sweep
         self.port = free_port()
         self.url = server or f"http://127.0.0.1:{self.port}"
@@ -149,7 +150,7 @@ class Site:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self.environment,
-                cwd=self.folder,
+                cwd=None if self._external else self.folder,
                 process_group=0,
             )
 
