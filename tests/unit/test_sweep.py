@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.machine.memory import MemoryBroker, MemoryDatastore
 from tests.services import Beanstalkd, wait_until
 from tests.unit.test_leases import Hands, later, lose_entries, ready, submit
 from workers.examples.jobs import Noop
 from zerog import codec
+from zerog.datastore.base import Document
 from zerog.datastore.sqlite import SQLiteDatastore
-from zerog.exceptions import UnknownParent
+from zerog.exceptions import StoreAmbiguous, StoreUnavailable, UnknownParent
 from zerog.fleet import Lock
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimed, GiveBack, Manager, Options, Submission
@@ -264,6 +267,48 @@ def test_leases_lapse_and_children_are_decided_also_while_the_queue_is_away(tmp_
         manager.close_queue()
         store.close()
         beanstalkd.stop()
+
+
+@pytest.mark.requirement("Z14", "Z17")
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_loss_in_doubt_leaves_its_error_when_it_had_been_written(
+    monkeypatch: pytest.MonkeyPatch, readable: bool
+) -> None:
+    """Whether the record can be read again at once or only in a later walk."""
+    clock, store = Hands(), MemoryDatastore(shares_commits=False)
+    broker = MemoryBroker(clock)
+    manager = Manager(store, broker.connect, Registry([Noop]), clock, lease=3.0)
+    (uuid,) = submit(manager, 1)
+    assert isinstance(manager.claim(uuid, "agent", "claim", LeaseWatch(clock, 3.0)), Claimed)
+    sweep = sweep_of(manager)
+    for _ in range(5):
+        sweep.walk()
+        later(manager, 0.5)
+    replace_really, get_really = store.replace, store.get
+
+    def get_fails(key: str) -> Document:
+        raise StoreUnavailable("away")
+
+    def replace_and_raise(key: str, body: bytes, cas: int) -> int:
+        replace_really(key, body, cas)
+        if key != manager.key(uuid):
+            return cas + 1
+        if not readable:
+            monkeypatch.setattr(store, "get", get_fails)
+        raise StoreAmbiguous("in doubt")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "replace", replace_and_raise)
+        with nullcontext() if readable else pytest.raises(StoreUnavailable):
+            for _ in range(6):
+                sweep.walk()
+                later(manager, 0.5)
+    monkeypatch.setattr(store, "get", get_really)
+    assert manager.read(uuid).record.state is State.QUEUED
+    for _ in range(2):
+        sweep.walk()
+    errors = manager.events(uuid, "error").items
+    assert [entry["reason"] for entry in errors] == ["lost"]
 
 
 # Pauses

@@ -10,8 +10,8 @@ from typing import Any
 
 from zerog import codec, failpoints
 from zerog.clock import to_iso
-from zerog.exceptions import Superseded
-from zerog.manager.records import Held, Records, claim_of
+from zerog.exceptions import StoreAmbiguous, Superseded, UnknownJob
+from zerog.manager.records import Held, Records, claim_of, same_content
 from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Requeued, Result, Succeeded
 from zerog.record import JobRecord, State
 from zerog.retry import Again, Over, after_crash, after_error
@@ -193,6 +193,19 @@ class Settling(Records):
             self._say_lost(held.record)
         return after
 
+    def say_lost(self, before: JobRecord) -> None:
+        """Leave the error of a loss of which its sweeper could not know whether it was written, if it was.
+
+        ``before`` is the record that had lapsed.  That it is said twice does no harm.
+        """
+        try:
+            record = self.read(before.uuid).record
+        except UnknownJob:
+            return
+        ended = record.terminal and record.attempt == before.attempt and record.reason in ("lost", "outcome_unknown")
+        if ended or record.losses > before.losses:
+            self._say_lost(before)
+
     def _say_lost(self, record: JobRecord) -> None:
         """Leave an error among the job's events.  Readers drop repeated batches."""
         entry = {
@@ -209,7 +222,13 @@ class Settling(Records):
         ended = change(held.record)
         if ended.terminal:
             self._log_end(ended, set())
-        return self.write(held, ended)
+        try:
+            return self.write(held, ended)
+        except StoreAmbiguous:
+            found = self.read(ended.uuid)
+            if not same_content(found.record, ended):
+                raise
+            return found
 
 
 def with_progress(record: JobRecord, completeness: float | None, message: str | None) -> JobRecord:
