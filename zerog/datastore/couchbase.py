@@ -194,6 +194,7 @@ class CouchbaseDatastore(Datastore):
     def append_all(self, entries: Sequence[tuple[str, bytes]]) -> list[int | DatastoreError]:
         """Take one run of numbers for each log, then write all entries side by side."""
         numbers = self._numbers(entries)
+        failpoints.hit("log.after_number")
         documents: dict[str, tuple[int, bytes, str]] = {}
         done: list[int | DatastoreError] = [StoreUnavailable("not appended")] * len(entries)
         for index, (log, body) in enumerate(entries):
