@@ -80,15 +80,15 @@ def test_your_own_code_as_the_readme_shows_it_runs_from_a_built_wheel(tmp_path: 
     # The packages that zerog needs come from the environment of the tests; zerog itself only from the wheel.
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("ZEROG_", "PYTHONPATH"))}
     install = [str(python), "-m", "pip", "install", "--quiet", str(wheel)]
-    subprocess.run(install, check=True, timeout=240)
+    subprocess.run(install, check=True, timeout=240, env=clean)
     folder = tmp_path / "folder"
     (folder / "mywork").mkdir(parents=True)
     (folder / "mywork" / "__init__.py").touch()
     block = README[README.index(".. code-block:: python") :].split("\n\n", 1)[1].split("\nInstall ZeroG where", 1)[0]
     (folder / "mywork" / "jobs.py").write_text("\n".join(line[4:] for line in block.splitlines()))
     port = free_port()
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("ZEROG_", "PYTHONPATH"))}
     program = [
         str(environment / "bin" / "zerog"),
         "up",

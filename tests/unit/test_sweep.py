@@ -331,7 +331,7 @@ def test_entries_of_younger_jobs_do_not_hide_what_another_queue_has_forgotten(ma
 def entries(manager: Manager, most: int) -> list[str]:
     """Take what is ready out of the queue, up to ``most`` entries."""
     found: list[str] = []
-    while len(found) < most and (one := manager.queue.reserve([manager.tube("noop")], 0)) is not None:
+    while len(found) < most and (one := manager.queue.reserve([manager.tube("noop")], 0.5)) is not None:
         found.append(one.body.decode())
         one.delete()
     return found
