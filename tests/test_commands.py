@@ -68,6 +68,7 @@ def test_run_with_json_prints_one_view_a_line_and_the_last_is_terminal(zerog: De
         (("run", "sleep", "seconds=-1"), 2, "/seconds"),
         (("run", "sleep", "secnods=1"), 2, "did you mean 'seconds'"),
         (("run", "sleep", "seconds"), 2, "is not NAME=VALUE"),
+        (("run", "sleep", "seconds=1", "seconds=2"), 2, "is given twice"),
         (("run", "slep"), 4, "no job type"),
         (("rnu",), 2, "Did you mean 'run'?"),
         (("job", "show", UNKNOWN), 4, "there is no job"),

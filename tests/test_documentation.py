@@ -49,6 +49,8 @@ def test_every_profile_is_read(name: str) -> None:
 def test_the_reference_of_errors_is_what_the_code_has() -> None:
     text = runpy.run_path(str(ROOT / "docs" / "errors.py"))["text"]()
     assert (ROOT / "docs" / "errors.rst").read_text() == text, "run: python docs/errors.py"
+    assert "``internal_error`` (500)\n    The request could not be answered because of a defect" in text
+    assert "``store_unavailable`` (503)\n    The datastore does not answer" in text, "and not that of a case of it"
 
 
 def test_the_reference_is_what_the_tables_have() -> None:

@@ -180,9 +180,11 @@ def make_agent(settings: Settings) -> AgentParts:
     lock = make_lock(settings, parts.clock, name)
     record = make_record(settings, parts, name, names, lock)
 
-    def register(superseded: int, stopped: bool = False) -> None:
+    def register(superseded: int, draining: bool = False, stopped: bool = False) -> None:
         now = parts.clock.now()
-        parts.manager.fleet.update(replace(record, heard_at=now, superseded=superseded, stopped=stopped))
+        parts.manager.fleet.update(
+            replace(record, heard_at=now, superseded=superseded, draining=draining, stopped=stopped)
+        )
 
     terms = Terms(
         agent=name,

@@ -349,9 +349,8 @@ def job_data(uuid: str, output: str | None, as_json: bool, server: str | None, t
     client = _client(server, token)
     view = client.progress(uuid)
     if view["state"] != "succeeded":
-        click.echo(
-            f"zerog: the job is {view['state']}: there are no data {safe(view['message'] or '')}".rstrip(), err=True
-        )
+        why = f": {safe(view['message'])}" if view["message"] else ""
+        click.echo(f"zerog: there are no data, the job is {view['state']}{why}", err=True)
         sys.exit(EXIT.get(view["state"], 1))
     if output is None:
         client.download(uuid, sys.stdout.buffer)
@@ -381,7 +380,8 @@ def job_events(uuid: str, level: str | None, as_json: bool, server: str | None, 
 def job_explain(uuid: str, as_json: bool, server: str | None, token: str | None) -> None:
     """Say why a job is not done."""
     view = _client(server, token).explain(uuid)
-    who = f" (by {view['by']} at {view['at']})" if view["reason"] == "paused" else ""
+    told = view["reason"] != "paused" or view["at"] in view["message"]
+    who = "" if told else f" (by {view['by']} at {view['at']})"
     click.echo(json.dumps(view) if as_json else f"{view['reason']}: {safe(view['message'])}{who}")
 
 
@@ -499,7 +499,9 @@ def entry() -> None:
         click.echo(f"zerog: {error}", err=True)
         sys.exit(1)
     except ZerogError as error:
-        click.echo(f"zerog: {safe(error.detail)}", err=True)
+        # Of a single fault the lines below say the same, and where it is.
+        said = len(error.errors) == 1 and error.errors[0].get("detail") == error.detail
+        click.echo(f"zerog: {safe(error.title() if said else error.detail)}", err=True)
         for fault in error.errors[:20]:
             where = fault.get("pointer") or fault.get("parameter") or "/"
             click.echo(f"  {safe(where)}: {safe(fault['detail'])}", err=True)

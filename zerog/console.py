@@ -23,11 +23,13 @@ def safe(text: str) -> str:
 
 def as_values(pairs: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
     """Read ``name=value`` pairs: as JSON where the schema wants no string, as text where it does."""
-    values = {}
+    values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise click.UsageError(f"{pair!r} is not NAME=VALUE")
+        if name in values:
+            raise click.UsageError(f"{name!r} is given twice")
         values[name] = _as_value(text, schema.get("properties", {}).get(name, {}))
     return values
 

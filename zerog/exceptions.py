@@ -39,7 +39,10 @@ from typing import Any
 
 
 class ZerogError(Exception):
-    """The root of every error that ZeroG raises on purpose."""
+    """The request could not be answered because of a defect; what happened is in the log.
+
+    The root of every error that ZeroG raises on purpose.
+    """
 
     status = 500
     code = "internal_error"
@@ -248,7 +251,7 @@ class Misdirected(RequestError):
 
 
 class InvalidParameters(RequestError):
-    """The parameters do not match the schema of the job type; errors lists each fault with its JSON pointer."""
+    """The parameters do not match their schema; errors lists each fault with its JSON pointer."""
 
     status = 422
     code = "invalid_parameters"
@@ -293,7 +296,7 @@ class Conflict(DatastoreError):
 
 
 class StoreUnavailable(DatastoreError):
-    """The datastore does not answer; nothing was changed."""
+    """The datastore does not answer, or does not take writes; repeat the request, a submit under its key."""
 
     status = 503
     code = "store_unavailable"
@@ -390,6 +393,16 @@ class ServerUnreachable(ZerogError):
 # What a job raises
 
 
+def is_delay(value: object) -> bool:
+    """Return whether a value is a number of seconds that a job may be put off: up to a year."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 31_536_000
+
+
+def is_code(value: object, least: int, most: int) -> bool:
+    """Return whether a value is a whole number between two others: a result code."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
 class JobError(ZerogError):
     """The root of what a job raises to say how its attempt ends."""
 
@@ -403,8 +416,8 @@ class Retry(JobError):
 
     def __init__(self, message: str = "the job asked for another attempt", after: float | None = None) -> None:
         super().__init__(message)
-        if after is not None and not 0 <= after <= 31_536_000:
-            raise ValueError(f"a delay is 0 to 31,536,000 seconds, not {after}")
+        if after is not None and not is_delay(after):
+            raise ValueError(f"a delay is 0 to 31,536,000 seconds, not {after!r}")
         self.after = after
 
 
@@ -416,8 +429,8 @@ class Fail(JobError):
 
     def __init__(self, message: str = "the job failed", code: int = 500) -> None:
         super().__init__(message)
-        if not 400 <= code <= 599:
-            raise ValueError(f"the result code of a failure is 400 to 599, not {code}")
+        if not is_code(code, 400, 599):
+            raise ValueError(f"the result code of a failure is 400 to 599, not {code!r}")
         self.result_code = code
 
 

@@ -127,6 +127,8 @@ class AgentRecord:
     stopped: bool = False
     #: Attempts of which it found out that they were not the current ones any more (R12).
     superseded: int = 0
+    #: Whether it takes no further jobs.
+    draining: bool = False
 
     def silent(self, now: float) -> bool:
         """Return whether nothing was heard of it for three heartbeats; clocks of two machines are compared here."""
@@ -157,6 +159,7 @@ class AgentRecord:
                 members.get("heartbeat"),
                 bool(members.get("stopped", False)),
                 int(members.get("superseded", 0)),
+                bool(members.get("draining", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptDocument(f"no record of an agent: {error}") from error
@@ -211,8 +214,8 @@ class Fleet:
             self.register(record)
 
     def serves(self, job_type: str) -> bool:
-        """Return whether a living agent serves a job type.  Of the newest agents, as many as are looked at."""
-        return any(job_type in one.job_types for one in self.living())
+        """Return whether a living agent takes jobs of a type.  Of the newest agents, as many as are looked at."""
+        return any(job_type in one.job_types and not one.draining for one in self.living())
 
     def living(self) -> Iterator[AgentRecord]:
         """Yield those of the newest agents that live, as far as that can be known."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from zerog.exceptions import is_code, is_delay
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -24,8 +26,8 @@ class Succeeded:
     code: int = 200
 
     def __post_init__(self) -> None:
-        if not 200 <= self.code <= 299:
-            raise ValueError(f"the result code of a success is 200 to 299, not {self.code}")
+        if not is_code(self.code, 200, 299):
+            raise ValueError(f"the result code of a success is 200 to 299, not {self.code!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,8 @@ class Requeued:
     state: Any = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.delay <= 31_536_000:
-            raise ValueError(f"a delay is 0 to 31,536,000 seconds, not {self.delay}")
+        if not is_delay(self.delay):
+            raise ValueError(f"a delay is 0 to 31,536,000 seconds, not {self.delay!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,8 +101,12 @@ class Registry:
         values = job.model_dump(mode="json", by_alias=True)
         if not entry.has_secrets:
             return Parameters(values)
-        pointers = list(_reveal(job, values, ""))
-        return Parameters(values, tuple(pointers))
+        pointers = tuple(_reveal(job, values, ""))
+        masked = [one for one in pointers if _at(values, one) == REDACTED]
+        if masked:
+            detail = "this is what a secret is shown as, not the secret"
+            raise InvalidParameters({"pointer": one, "code": "invalid", "detail": detail} for one in masked)
+        return Parameters(values, pointers)
 
     def build(self, job_type: str, parameters: Mapping[str, Any]) -> Job:
         """Make the job from stored parameters; ``UnknownType`` or ``InvalidParameters`` if that is not possible."""
@@ -259,6 +263,18 @@ def _items(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from enumerate(value)
 
 
+def _at(parameters: Any, pointer: str) -> Any:
+    """Return what a JSON pointer names."""
+    here = parameters
+    for part in _path(pointer):
+        here = here[int(part)] if isinstance(here, list) else here[part]
+    return here
+
+
+def _path(pointer: str) -> list[str]:
+    return [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
+
+
 def redact(parameters: dict[str, Any], secrets: Iterable[str]) -> dict[str, Any]:
     """Return parameters with what the JSON pointers ``secrets`` name replaced by ``REDACTED``."""
     secrets = tuple(secrets)
@@ -266,10 +282,8 @@ def redact(parameters: dict[str, Any], secrets: Iterable[str]) -> dict[str, Any]
         return parameters
     shown: dict[str, Any] = json.loads(json.dumps(parameters))
     for pointer in secrets:
-        *path, last = (part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:])
-        here: Any = shown
-        for part in path:
-            here = here[int(part)] if isinstance(here, list) else here[part]
+        parent, _, _ = pointer.rpartition("/")
+        here, last = _at(shown, parent), _path(pointer)[-1]
         here[int(last) if isinstance(here, list) else last] = REDACTED
     return shown
 

@@ -110,12 +110,16 @@ WHY = {
     "running": "it runs on agent {agent}, which was heard {seconds} s ago",
     "lease_silent": "it runs on agent {agent}, which has been silent for {seconds} s; "
     "when its lease has lapsed the job goes on elsewhere",
+    "agent_gone": "it ran on agent {agent}, which is gone; the job goes on elsewhere",
     "waiting_for_parent": "it waits for {count} of its parents to succeed",
     "paused": "its type was paused by {by} at {at}",
     "not_before": "it may not run before {notBefore}",
     "no_agent": "no living agent serves the job type {jobType}",
-    "ahead": "at most {ahead} jobs of its type are ahead of it",
+    "ahead": "at most {ahead} of its type are ahead of it",
 }
+
+#: What two of them say in one word: a lease of which nothing more will be heard is silent.
+_SAME = {"agent_gone": "lease_silent"}
 
 
 def explanation(record: JobRecord, reason: str, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,12 +138,14 @@ def explanation(record: JobRecord, reason: str, facts: Mapping[str, Any]) -> dic
         text = shown["message"]  # the words of who paused it; who and when stand beside them
     if reason == "ahead" and shown["ahead"] is None:
         text = "it waits in the queue, which does not answer now"
+    if reason == "ahead" and shown["ahead"] == 0:
+        text = "none of its type is ahead of it: an agent takes it when a slot is free"
     return {
         "href": f"{job_href(record.uuid)}/explain",
         "uuid": record.uuid,
         "jobType": record.job_type,
         "state": record.state.value,
-        "reason": reason,
+        "reason": _SAME.get(reason, reason),
         **shown,
         "message": text,
     }

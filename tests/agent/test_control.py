@@ -108,6 +108,8 @@ def test_secrets_survive_a_retry_and_are_shown_nowhere(zerog: Deployment) -> Non
     assert zerog.wait(uuid)["state"] in ("cancelled", "failed")
     again = retried(zerog, uuid)
     assert again["parameters"]["login"]["password"] == "**********"
+    shown = zerog.client.post(f"/jobs/{uuid}/retry", json={"login": again["parameters"]["login"]})
+    assert (shown.status_code, shown.json()["errors"][0]["pointer"]) == (422, "/login/password"), "no mask is a secret"
     fresh = retried(zerog, uuid, json={"login": login})
     assert zerog.wait(fresh["uuid"])["state"] == "succeeded"
     assert zerog.client.get(f"/jobs/{fresh['uuid']}/data").json() is True, "the real value reached the job"

@@ -117,6 +117,42 @@ def test_no_agent_then_ahead(idle: Deployment) -> None:
     assert why(idle, idle.submit("noop"))["reason"] == "no_agent", "that it is gone is known at once"
 
 
+def test_an_agent_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+    """Neither silent for a while nor lapsed: the lock of a killed agent is free at once."""
+    with deployed(tmp_path, lease="20s", sweep="20s") as zerog:
+        uuid = zerog.submit("sleep", {"seconds": 60})
+        zerog.wait_for(uuid, state="running")
+        agent = zerog.agents.pop()
+        agent.signal(signal.SIGKILL)
+        agent.popen.wait(10)
+        view = why(zerog, uuid)
+        assert (view["reason"], view["message"]) == (
+            "lease_silent",
+            f"it ran on agent {view['agent']}, which is gone; the job goes on elsewhere",
+        )
+        assert sorted(view) == ["agent", "href", "jobType", "message", "reason", "seconds", "state", "uuid"]
+        zerog.start_agent()
+        zerog.wait_for(uuid, attempt=2)
+        (error,) = zerog.info(uuid)["errors"]
+        assert (error["reason"], error["message"].partition(":")[0]) == ("lost", "the agent is gone")
+        zerog.client.delete(f"/jobs/{uuid}")
+        zerog.wait(uuid)
+
+
+def test_an_agent_that_drains_serves_nothing_any_more(tmp_path: Path) -> None:
+    with deployed(tmp_path, slots="1") as zerog:
+        running = zerog.submit("ledger", {"path": str(tmp_path / "ledger"), "seconds": 5})
+        zerog.wait_for(running, state="running")
+        waiting = zerog.submit("ledger", {"path": str(tmp_path / "ledger")})
+        assert (
+            why(zerog, waiting)["message"] == "none of its type is ahead of it: an agent takes it when a slot is free"
+        )
+        zerog.agents[0].signal(signal.SIGTERM)
+        wait_until(lambda: why(zerog, waiting)["reason"] == "no_agent", 4, "the agent says that it drains")
+        assert zerog.job(running)["state"] == "running"
+        assert zerog.wait(running)["attempt"] == 1
+
+
 def test_newer_version(zerog: Deployment) -> None:
     """A record of a newer schema is left untouched, whoever looks at it."""
     uuid = zerog.submit("noop", params={"delay": "1"})
@@ -146,7 +182,12 @@ def test_paused(zerog: Deployment) -> None:
     assert answer.status_code == 200
     pause = answer.json()["paused"]
     assert (pause["by"], pause["message"]) == ("local", "maintenance")
-    assert zerog.client.post("/types/ledger/pause").json()["paused"] == pause, "repeatable: who was first stays"
+    for body in ({}, {"json": {"message": "maintenance"}}):
+        again = zerog.client.post("/types/ledger/pause", **body).json()["paused"]  # type: ignore[arg-type]
+        assert again == pause, "repeatable: who was first stays"
+    told = zerog.client.post("/types/ledger/pause", json={"message": "a disk is broken"}).json()["paused"]
+    assert told["message"] == "a disk is broken", "what is said anew counts"
+    pause = zerog.client.post("/types/ledger/pause", json={"message": "maintenance"}).json()["paused"]
     time.sleep(1.2)  # agents know of it within a second
     held_back = zerog.submit("ledger", {"path": str(zerog.folder / "ledger")})
     others = zerog.submit("noop")
@@ -180,6 +221,8 @@ def test_a_pause_holds_over_restarts_and_wiped_queues(tmp_path: Path) -> None:
         ("/types/noop/pause", b'{"mesage": "x"}', 422),
         ("/types/noop/pause", b'{"message": 5}', 422),
         ("/types/noop/pause", b"[", 400),
+        ("/types/noop/resume", b"{", 400),
+        ("/types/noop/resume", b'{"mesage": "x"}', 422),
         ("/jobs:retry", b"{}", 422),
         ("/jobs:retry", b'{"type": "noop", "limit": 0}', 422),
         ("/jobs:retry", b'{"type": "noop", "state": "succeeded"}', 422),
@@ -230,6 +273,28 @@ def test_children_of_what_failed_are_cancelled_with_the_reason(zerog: Deployment
         assert culprit in record["message"]
     late = zerog.client.post("/run/noop", params={"parent": parent}, json={})
     assert (late.status_code, late.json()["state"], late.json()["reason"]) == (202, "cancelled", "parent_failed")
+
+
+def test_a_retry_of_what_never_ran_waits_for_its_parents_again(zerog: Deployment) -> None:
+    failed = zerog.submit("raise", {"what": "fail"})
+    zerog.wait(failed)
+    child = zerog.submit("noop", params={"parent": failed})
+    assert zerog.job(child)["reason"] == "parent_failed"
+    again = zerog.client.post(f"/jobs/{child}/retry").json()
+    assert (again["state"], again["reason"]) == ("cancelled", "parent_failed"), "nothing runs before its parents"
+    good = zerog.submit("noop")
+    other = zerog.client.post(f"/jobs/{child}/retry", params={"parent": good})
+    assert other.status_code == 202
+    record = zerog.wait(other.json()["uuid"])
+    assert (record["state"], record["parents"]) == ("succeeded", [{"href": f"/jobs/{good}"}])
+    unknown = zerog.client.post(f"/jobs/{child}/retry", params={"parent": "nobody"})
+    assert (unknown.status_code, unknown.json()["code"]) == (400, "unknown_parent")
+    ran = zerog.submit("raise", {"what": "fail"}, params={"parent": good})
+    assert zerog.wait(ran)["state"] == "failed"
+    assert zerog.client.post(f"/jobs/{ran}/retry").status_code == 202
+    assert zerog.job(zerog.client.get("/jobs?limit=1").json()["items"][0]["uuid"])["parents"] == [], (
+        "they had succeeded"
+    )
 
 
 def test_a_cancelled_parent_takes_its_children_along(zerog: Deployment) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -326,6 +327,29 @@ def test_sqlite_waits_for_a_lock_no_longer_than_its_deadline(tmp_path: Path) -> 
     assert store.get("a").body == b"{}"
     other.execute("ROLLBACK")
     store.insert("b", b"{}")
+    other.close()
+    store.close()
+
+
+def test_sqlite_waits_for_threads_and_for_processes_no_longer_than_its_deadline_together(tmp_path: Path) -> None:
+    store = SQLiteDatastore(tmp_path / "zerog.db", deadline=1.0)
+    store.insert("a", b"{}")
+    other = sqlite3.connect(tmp_path / "zerog.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    def insert(number: int) -> float:
+        start = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            store.insert(f"thread-{number}", b"{}")
+        return time.monotonic() - start
+
+    with ThreadPoolExecutor(6) as pool:
+        waits = list(pool.map(insert, range(6)))
+        later = list(pool.map(insert, range(1)))  # in a thread that had waited less than a deadline
+        assert 0.9 < max(waits) < 1.6
+        assert 0.9 < later[0] < 1.6, "the next wait is a whole one again"
+        other.execute("ROLLBACK")
+        list(pool.map(lambda number: store.insert(f"after-{number}", b"{}"), range(6)))
     other.close()
     store.close()
 

@@ -409,6 +409,15 @@ def test_66_secrets_are_never_shown(server: Deployment) -> None:
         assert "hunter2" not in text
 
 
+@pytest.mark.requirement("G8")
+def test_26_two_keys_are_refused_and_leave_nothing(server: Deployment) -> None:
+    newest = server.client.get("/jobs?limit=1").json()["items"]
+    keys = [("Idempotency-Key", "first"), ("Idempotency-Key", "second")]
+    answer = server.client.post("/run/noop", json={}, headers=keys)
+    assert (answer.status_code, answer.json()["parameter"]) == (400, "Idempotency-Key")
+    assert server.client.get("/jobs?limit=1").json()["items"] == newest
+
+
 def test_47_a_key_gives_one_job_and_refuses_other_content(server: Deployment) -> None:
     headers = {"Idempotency-Key": "key-1"}
     first = server.client.post("/run/sleep?delay=2", json={"seconds": 1}, headers=headers)

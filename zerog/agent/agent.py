@@ -66,7 +66,7 @@ class Agent:
         slots: int,
         drain: float = 60.0,
         sweep: float = 30.0,
-        register: Callable[[int], None] = lambda superseded: None,
+        register: Callable[[int, bool], None] = lambda superseded, draining: None,
         candidate: Candidate | None = None,
     ) -> None:
         self._manager = manager
@@ -80,7 +80,7 @@ class Agent:
         self._selector = selectors.DefaultSelector()
         self._commands = Commands(queue.another(), manager.agent_tube(terms.agent), self._selector, self._on_command)
         self._register = register
-        self._said = -1
+        self._said: tuple[int, bool] | None = None
         self._say_at = 0.0
         self._chores = Chores(
             manager, sweep, candidate, also=[self._probe_store, self._notice_pauses], first=[self._say_here]
@@ -272,11 +272,11 @@ class Agent:
 
     def _say_here(self) -> None:
         """Write down who this is and that it lives, in the thread of the chores."""
-        superseded = self.superseded
+        news = (self.superseded, bool(self._signals))
         now = self._clock.monotonic()
-        if superseded != self._said or now >= self._say_at:
-            self._register(superseded)
-            self._said, self._say_at = superseded, now + heartbeat(self._terms.lease)
+        if news != self._said or now >= self._say_at:
+            self._register(*news)
+            self._said, self._say_at = news, now + heartbeat(self._terms.lease)
 
     def _on_command(self, what: str) -> None:
         """Look at once at what runs here, or at what is paused."""

@@ -63,6 +63,8 @@ _CHECKPOINT_PASSES = 5
 #: Milliseconds for which a checkpoint may hold up writers while it waits for readers to leave the log, and the seconds
 #: until the next try when they did not.
 _RESTART_WAIT, _RESTART_PAUSE = 20, 5.0
+#: Seconds of waiting for another thread that are taken off the wait for other processes.
+_NOTICED = 0.1
 #: Bytes that the log keeps on the disk when it begins anew.
 _LOG_BYTES = 64 * 1024 * 1024
 _VARIABLES = 500
@@ -192,8 +194,8 @@ class _Together:
 class SQLiteDatastore(Datastore):
     """Documents, logs and blobs in one SQLite file.
 
-    ``deadline`` bounds, in seconds, how long a call waits for another thread of this process, and then for another
-    process; it cannot bound a stalled disk.
+    ``deadline`` bounds, in seconds, how long a call waits for other threads and other processes together; it cannot
+    bound a stalled disk.
     """
 
     shares_commits = True
@@ -324,15 +326,30 @@ class SQLiteDatastore(Datastore):
 
     def lock(self) -> None:
         """Become the one thread of this process that writes."""
+        if self._writer.acquire(blocking=False):
+            return
+        start = time.monotonic()
         if not self._writer.acquire(timeout=self._deadline):
             raise StoreUnavailable(f"{self.path.name}: another thread has been writing for {self._deadline:g} s")
+        waited = time.monotonic() - start
+        if waited > _NOTICED:
+            self._local.patience = max(0.0, self._deadline - waited)
+            self._wait_at_most(self._local.patience)
 
     def unlock(self) -> None:
         """Let the next thread write."""
+        if getattr(self._local, "patience", None) is not None:
+            self._local.patience = None
+            self._wait_at_most(self._deadline)
         self._writes += 1
         if self._writes % _CHECKPOINT_WRITES == 0:
             self._look.set()
         self._writer.release()
+
+    def _wait_at_most(self, seconds: float) -> None:
+        """Let SQLite wait for other processes as long as this."""
+        with self.errors:
+            self._connection.execute(f"PRAGMA busy_timeout={int(1000 * seconds)}")
 
     # Logs
 

@@ -30,8 +30,10 @@ class Explaining(Pausing):
         # The wall clocks of two machines: good enough to be shown, and nothing is decided by it.
         renewed = record.lease.until - self.lease if record.lease is not None else record.updated_at
         seconds = round(max(0.0, self.clock.now() - renewed), 1)
-        silent = seconds >= self.lease / 2 or self.lost(record)
-        return "lease_silent" if silent else "running", {"agent": record.agent, "seconds": seconds}
+        facts = {"agent": record.agent, "seconds": seconds}
+        if self.lost(record):
+            return "agent_gone", facts
+        return "lease_silent" if seconds >= self.lease / 2 else "running", facts
 
     def _open_parents(self, record: JobRecord) -> list[str]:
         known = self.read_many(record.parents)

@@ -35,10 +35,19 @@ class Pausing(Records):
         self.paused = frozenset(self.pauses())
 
     def pause(self, job_type: str, by: str, message: str | None = None) -> Pause:
-        """Hold back the queued jobs of a type; running ones go on.  A pause that is there stays as it is."""
+        """Hold back the queued jobs of a type; running ones go on.
+
+        A pause that is there stays as it is, unless there is another ``message``.
+        """
         self.registry.get(job_type)
         mine = Pause(by, self.clock.now(), message)
-        return self._change(lambda pauses: {job_type: mine, **pauses})[job_type]
+
+        def change(pauses: Mapping[str, Pause]) -> dict[str, Pause]:
+            there = pauses.get(job_type)
+            stays = there is not None and message in (None, there.message)
+            return dict(pauses) if stays else {**pauses, job_type: mine}
+
+        return self._change(change)[job_type]
 
     def resume(self, job_type: str) -> None:
         """Let the jobs of a type run again; nothing happens if it is not paused."""

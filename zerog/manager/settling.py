@@ -187,10 +187,11 @@ class Settling(Records):
                 return self._failed(record, 500, "lost", message, losses=losses, **_UNCLAIMED)
             return record.after("lose", losses=losses, completeness=0.0, **_UNCLAIMED)
 
+        gone = self.lost(held.record)
         with self.store.together():
             after = self._end_seen(held, change)
             # Only now: a lease that was renewed in the meantime was not lost.
-            self._say_lost(held.record)
+            self._say_lost(held.record, gone)
         return after
 
     def say_lost(self, before: JobRecord) -> None:
@@ -204,14 +205,15 @@ class Settling(Records):
             return
         ended = record.terminal and record.attempt == before.attempt and record.reason in ("lost", "outcome_unknown")
         if ended or record.losses > before.losses:
-            self._say_lost(before)
+            self._say_lost(before, self.lost(before))
 
-    def _say_lost(self, record: JobRecord) -> None:
+    def _say_lost(self, record: JobRecord, gone: bool) -> None:
         """Leave an error among the job's events.  Readers drop repeated batches."""
         entry = {
             "at": to_iso(self.clock.now()),
             "level": "error",
-            "message": f"the lease of attempt {record.attempt} lapsed: its agent {record.agent} was lost",
+            "message": f"{'the agent is gone' if gone else 'the lease lapsed'}: "
+            f"attempt {record.attempt} was lost with its agent {record.agent}",
             "reason": "lost",
         }
         batch = {"attempt": record.attempt, "batch": "lost", "entries": [entry]}

@@ -88,13 +88,18 @@ class Submitted:
     replayed: bool = False
 
 
-def again(record: JobRecord, parameters: Parameters, key: str | None = None) -> Submission:
+def again(
+    record: JobRecord, parameters: Parameters, key: str | None = None, parents: tuple[str, ...] = ()
+) -> Submission:
     """Return the submission that tries a failed or cancelled job again, as a new one; else ``NotRetryable``.
 
-    Its priority is kept, the state that it had saved is not.
+    Its priority is kept, the state that it had saved is not.  It waits for ``parents``; without any for those of the
+    job, unless that has run: then they had succeeded.
     """
     check_retryable(record)
-    return Submission(record.job_type, parameters, Options(record.priority, retried_from=record.uuid), key)
+    waits_for = parents or (record.parents if record.attempt == 0 else ())
+    options = Options(record.priority, retried_from=record.uuid, parents=waits_for)
+    return Submission(record.job_type, parameters, options, key)
 
 
 def check_retryable(record: JobRecord) -> None:

@@ -102,6 +102,8 @@ class Door(tornado.web.RequestHandler):
             raise self._not_allowed()
         if method in _UNSAFE:
             self._check_origin()
+            if len(self.request.headers.get_list("Idempotency-Key")) > 1:
+                raise InvalidParameter("Idempotency-Key", "it stands twice among the headers")
         length = self._content_length()
         if length is not None and length > self._services.max_body:
             raise self._too_large()

@@ -98,6 +98,12 @@ def parse_parent(text: str) -> str:
     return text.lower()
 
 
+_PARENT = Parameter(
+    "parent", parse_parent, {"type": "string", "format": "uuid"},
+    "job that must have succeeded before; may stand several times", (), repeated=True,
+)  # fmt: skip
+
+
 class Run(Endpoint):
     """Submit a job."""
 
@@ -113,8 +119,7 @@ class Run(Endpoint):
             Parameter("priority", ranged("priority", 0, 2**32 - 1),
                       {**_INTEGER, "minimum": 0, "maximum": 2**32 - 1, "default": 1000},
                       "lower is more urgent", 1000),
-            Parameter("parent", parse_parent, {"type": "string", "format": "uuid"},
-                      "job that must have succeeded before; may stand several times", (), repeated=True),
+            _PARENT,
         )
     }  # fmt: skip
     responses = {
@@ -284,6 +289,7 @@ class Retry(OfJob):
     url = "/jobs/{uuid}/retry"
     takes_json = ("POST",)
     body_optional = ("POST",)
+    parameters = {"POST": (_PARENT,)}
     responses = {
         "POST": {
             200: ("the new job has ended within Prefer: wait", "Progress"),
@@ -294,12 +300,16 @@ class Retry(OfJob):
     }
 
     async def post(self) -> Answer:
-        """Try the job again: without a body with its parameters, else with those in the body."""
+        """Try the job again: without a body with its parameters, else with those in the body.
+
+        A job that had not run waits for its parents again, or for those in the query.
+        """
         key = idempotency_key(self)
         registry = self.services.registry
         body = self.request.body or codec.dumps(self.record.parameters)
         check_retryable(self.record)  # before its parameters are looked at
-        return await submit(self, again(self.record, registry.validate(self.record.job_type, body), key))
+        parameters = registry.validate(self.record.job_type, body)
+        return await submit(self, again(self.record, parameters, key, self.request.query["parent"]))
 
 
 class Retries(Endpoint):
@@ -588,7 +598,7 @@ class PauseType(OfType):
     takes_json = ("POST",)
     body_optional = ("POST",)
     bodies: ClassVar[Mapping[str, type[BaseModel]]] = {"POST": PauseBody}
-    responses = {"POST": {200: ("the type, which is paused now or was before", "Type")}}
+    responses = {"POST": {200: ("the type, which is paused now or was before; a new message replaces the old", "Type")}}
 
     async def post(self) -> Answer:
         """Pause the type: its running jobs go on, its queued ones wait, submits are accepted."""
@@ -602,10 +612,15 @@ class ResumeType(OfType):
 
     name = "resume"
     url = "/types/{jobType}/resume"
+    takes_json = ("POST",)
+    body_optional = ("POST",)
+    bodies: ClassVar[Mapping[str, type[BaseModel]]] = {"POST": PauseBody}
     responses = {"POST": {200: ("the type, which is not paused", "Type")}}
 
     async def post(self) -> Answer:
-        """Resume the type."""
+        """Resume the type.  It may be told why as a pause is, and keeps nothing of it."""
+        if self.request.body:
+            read_body(PauseBody, self.request.body)
         await self.off_loop(self.manager.resume, self.request.path["jobType"])
         return await self.show()
 
