@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from pydantic import BaseModel
 
 from zerog.cli import main
 from zerog.config import SETTINGS
 from zerog.server.routes import ENDPOINTS
+
+_BOUNDS = {"minimum": "from", "maximum": "up to", "exclusiveMaximum": "below"}
 
 
 def text() -> str:
@@ -43,9 +47,21 @@ def _endpoints() -> Iterator[str]:
             yield ""
             for parameter in endpoint.parameters.get(method, ()):
                 yield f"    * query ``{parameter.name}``: {parameter.description}"
+            if method in endpoint.bodies:
+                yield from _members(endpoint.bodies[method])
             for status, (meaning, _) in endpoint.responses.get(method, {}).items():
                 yield f"    * {status}: {meaning}"
             yield ""
+
+
+def _members(body: type[BaseModel]) -> Iterator[str]:
+    required = body.model_json_schema().get("required", ())
+    for name, member in body.model_json_schema()["properties"].items():
+        kinds = [one.get("type", "") for one in member.get("anyOf", [member])]
+        words = [" or ".join(kinds) if "enum" not in member else " or ".join(member["enum"])]
+        words += [f"{word} {member[key]:,}" for key, word in _BOUNDS.items() if key in member]
+        words.append("required" if name in required else f"default {json.dumps(member.get('default'))}")
+        yield f"    * body ``{name}``: {', '.join(words)}"
 
 
 def _commands(group: click.Group, name: str) -> Iterator[str]:

@@ -266,6 +266,33 @@ class LeaveProcess(zerog.Job):
         return {"pid": os.getpid(), "left": left.pid}
 
 
+class Detach(zerog.Job):
+    """Start processes in this group, in a session of their own, orphaned there, and with an empty environment."""
+
+    job_type = "detach"
+    max_losses = 1
+    memory_limit = 200_000_000
+
+    path: str
+    seconds: float = 60.0
+    fat: bool = False
+
+    def run(self, context: zerog.Context) -> None:
+        started = [
+            subprocess.Popen(["sleep", "300"]),
+            subprocess.Popen(["/bin/sleep", "300"], env={}),
+            subprocess.Popen(["sleep", "300"], start_new_session=True),
+        ]
+        orphan = ["sh", "-c", "setsid sleep 300 >/dev/null 2>&1 & echo $!"]
+        pids = [one.pid for one in started]
+        pids.append(int(subprocess.run(orphan, capture_output=True, check=True).stdout))
+        if self.fat:
+            code = "import time; held = b'x' * 300_000_000; time.sleep(300)"
+            pids.append(subprocess.Popen([sys.executable, "-c", code], start_new_session=True).pid)
+        Path(self.path).write_text(" ".join(map(str, pids)))
+        time.sleep(self.seconds)
+
+
 class LeaveGroup(zerog.Job):
     """Leave the process group, and do not end."""
 

@@ -19,7 +19,9 @@ import pytest
 from tests.services import ROOT, Process, free_port, wait_until
 from zerog import config
 from zerog.cli import main
+from zerog.job import SETTINGS
 from zerog.server.routes import ENDPOINTS
+from zerog.views import WHY
 
 README = (ROOT / "README.rst").read_text()
 
@@ -51,6 +53,14 @@ def test_the_reference_of_errors_is_what_the_code_has() -> None:
     assert (ROOT / "docs" / "errors.rst").read_text() == text, "run: python docs/errors.py"
     assert "``internal_error`` (500)\n    The request could not be answered because of a defect" in text
     assert "``store_unavailable`` (503)\n    The datastore does not answer" in text, "and not that of a case of it"
+
+
+def test_every_attribute_and_every_reason_is_documented() -> None:
+    text = (ROOT / "docs" / "jobs.rst").read_text()
+    for name in SETTINGS:
+        assert f"``{name}``" in text, name
+    for reason in set(WHY) - {"agent_gone"}:
+        assert f"``{reason}``" in text, reason
 
 
 def test_the_reference_is_what_the_tables_have() -> None:

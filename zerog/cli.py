@@ -152,7 +152,9 @@ def doctor(config: str | None, verbose: bool, as_json: bool, **flags: Any) -> No
 
 
 def _leave(number: int, _: object) -> None:
-    """End by way of what ends the processes that were started."""
+    """End by way of what ends the processes that were started, which a second signal must not interrupt."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
@@ -451,7 +453,9 @@ def queue(context: click.Context, as_json: bool, server: str | None, token: str 
             (
                 i["jobType"],
                 *(str(i["queue"][name]) if i["queue"] else "away" for name in names),
-                f"by {i['paused']['by']}" if i["paused"] else "",
+                f"by {i['paused']['by']}" + (f": {i['paused']['message']}" if i["paused"]["message"] else "")
+                if i["paused"]
+                else "",
             )
             for i in items
         ],

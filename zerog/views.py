@@ -134,6 +134,11 @@ def explanation(record: JobRecord, reason: str, facts: Mapping[str, Any]) -> dic
     text = WHY[reason].format_map({name: "" if value is None else value for name, value in words.items()})
     if record.state is State.CANCELLED:
         text = "it was cancelled"
+    unsaid = record.state in (State.FAILED, State.CANCELLED) and record.reason != "cancelled"
+    if reason == "finished" and unsaid and record.message:
+        text += f": {record.message}"
+    if reason == "waiting_for_parent" and not shown["parents"]:
+        text = "all its parents have succeeded: it is released in a moment"
     if reason == "paused" and shown["message"]:
         text = shown["message"]  # the words of who paused it; who and when stand beside them
     if reason == "ahead" and shown["ahead"] is None:

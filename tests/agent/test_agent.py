@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -270,6 +272,32 @@ def test_a_reused_child_starts_each_job_as_it_was(tmp_path: Path) -> None:
             for change in (False, True, False)
         )
         assert after == before, "also the same process"
+
+
+@pytest.mark.requirement("Z12")
+@pytest.mark.parametrize("end", ["success", "cancel", "memory", "kill", "drain"])
+def test_what_a_job_has_started_ends_with_it(tmp_path: Path, end: str) -> None:
+    """In whatever group and session it is, and also when the agent is killed, before another attempt begins."""
+    path = tmp_path / "pids"
+    with deployed(tmp_path, slots="1", lease="20s", sweep="20s", drain="1s") as zerog:
+        seconds = 0.2 if end == "success" else 60
+        uuid = zerog.submit("detach", {"path": str(path), "seconds": seconds, "fat": end == "memory"})
+        text = wait_until(lambda: path.read_text() if path.exists() else "", 15, "its processes")
+        pids = [int(pid) for pid in text.split()]
+        if end == "cancel":
+            zerog.client.delete(f"/jobs/{uuid}")
+        elif end == "kill":
+            zerog.agents.pop().kill()
+        elif end == "drain":
+            zerog.agents.pop().terminate()
+        try:
+            wait_until(lambda: not any(alive(pid) for pid in pids), 10, f"the end of {pids}")
+        finally:
+            for pid in filter(alive, pids):
+                os.kill(pid, signal.SIGKILL)
+        if end in ("success", "cancel", "memory"):
+            state = {"success": "succeeded", "cancel": "cancelled", "memory": "failed"}[end]
+            assert zerog.wait_for(uuid, state=state)["attempt"] >= 1
 
 
 def test_a_process_left_behind_is_ended_and_the_child_replaced(tmp_path: Path) -> None:

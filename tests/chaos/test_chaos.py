@@ -255,7 +255,10 @@ def test_the_report_is_written_between_its_marks(tmp_path: Path) -> None:
 
 
 def test_wrong_usage_is_status_2() -> None:
-    for arguments in (["K99"], ["K3", "--server", "http://127.0.0.1:1"], ["K1", "--jobs", "0"]):
+    for arguments in (
+        ["K99"], ["K3", "--server", "http://127.0.0.1:1"], ["K1", "--jobs", "0"], ["K1", "--lease", "nan"],
+        ["K1", "--datastore", "foo"],
+    ):  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-m", "zerog", "chaos", *arguments], cwd=ROOT, capture_output=True, timeout=60
         )

@@ -20,6 +20,7 @@ from functools import partial
 from zerog import failpoints
 from zerog.agent.attempt import Terms
 from zerog.agent.commands import Commands
+from zerog.agent.keeper import Keeper
 from zerog.agent.pipe import BrokenPipe
 from zerog.agent.process import Child, Program
 from zerog.agent.slot import Phase, Slot
@@ -102,6 +103,7 @@ class Agent:
     def run(self) -> None:
         """Work until a signal has drained the agent."""
         self._catch_signals()
+        self._keeper = Keeper()
         self._chores.start()
         logger.info(
             "agent %s serves %s with %d slots", self._terms.agent, ", ".join(self._terms.tubes), len(self._slots)
@@ -203,6 +205,8 @@ class Agent:
         self._ask_ahead(slots, self._clock.monotonic())
         for slot in slots:
             slot.say_ended()
+        if self._manager.ended_parents:
+            self._chores.hurry("release")
         if looking:
             self._look(now)
 
@@ -410,11 +414,12 @@ class Agent:
         if now < self._start_after:
             return None
         try:
-            child = Child(self._program)
+            child = Child(self._program, self._keeper.environment)
         except (OSError, BrokenPipe) as error:
             logger.error("a child cannot be started: %s", error)
             self._delay_starts(now)
             return None
+        self._keeper.add(child.pid)
         self._selector.register(child.pipe, selectors.EVENT_READ, lambda: self._on_pipe(child))
         self._selector.register(child.end, selectors.EVENT_READ, lambda: self._on_gone(child))
         for name, descriptor in child.streams.items():
@@ -518,6 +523,7 @@ class Agent:
                 self._selector.unregister(descriptor)
         self._paused.discard(child)
         child.close()
+        self._keeper.remove(child.pid)
 
     # The end
 
@@ -574,6 +580,7 @@ class Agent:
         self._commands.close()
         for child in self._spares:
             self._close_child(child)
+        self._keeper.close()
         self._chores.join(self._terms.grace)
         self._manager.close_queue()
         signal.set_wakeup_fd(-1)

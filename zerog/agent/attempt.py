@@ -131,8 +131,8 @@ class Attempt:
             return
         self.said_end = True
         match self.outcome:
-            case Failed(message=message, traceback=trace, reason=reason):
-                self.recorder.add(Event(at, "error", message, traceback=trace, reason=reason))
+            case Failed(message=message, traceback=trace, reason=reason, code=code):
+                self.recorder.add(Event(at, "error", message, code, traceback=trace, reason=reason))
             case Crashed(message=message):
                 self.recorder.add(Event(at, "error", message, reason="crashed"))
 

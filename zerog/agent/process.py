@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +30,14 @@ class Program:
 
 
 class Child:
-    """One child, started by exec.  Make it in the agent's main thread: the parent-death signal follows the thread."""
+    """One child, started by exec.  Make it in the agent's main thread: the parent-death signal follows the thread.
 
-    def __init__(self, program: Program) -> None:
+    ``more`` is what its environment has beside that of the agent.
+    """
+
+    def __init__(self, program: Program, more: Mapping[str, str]) -> None:
         ours, theirs = socket.socketpair()
-        environment = dict(os.environ)
+        environment = {**os.environ, **more}
         python_path = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, python_path]))
         try:
@@ -80,12 +83,15 @@ class Child:
             return None
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the child's process group: to it and to what its job started."""
+        """Send a signal to the child and to all that its job started, in whatever process group or session."""
+        # All that descends from it is found by way of it: processes whose parents have ended are its children.
+        family = list(self._family()) if self.process.returncode is None else []
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
-        with suppress(ProcessLookupError):
-            if self.process.returncode is None and os.getpgid(self.pid) != self.pid:
-                self.process.send_signal(number)  # its code has left the group that it was started in
+        for pid in family:
+            with suppress(ProcessLookupError, PermissionError):
+                if os.getpgid(pid) != self.pid:
+                    os.kill(pid, number)
 
     def gone(self) -> bool:
         """Return whether the process has ended."""
@@ -114,18 +120,23 @@ class Child:
 
     def group_memory(self) -> int:
         """Return the resident memory of the process and of all that descend from it, in bytes."""
-        pages, found = 0, [self.pid]
-        while found:
-            pid = found.pop()
-            try:
+        pages = 0
+        for pid in self._family():
+            with suppress(OSError, IndexError, ValueError):  # it has ended in the meantime
                 with open(f"/proc/{pid}/statm", "rb") as file:
                     pages += int(file.read().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def _family(self) -> Iterator[int]:
+        """Yield the process and all that descend from it."""
+        found = [self.pid]
+        while found:
+            pid = found.pop()
+            with suppress(OSError, ValueError):
                 for thread in os.listdir(f"/proc/{pid}/task"):
                     with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
                         found += [int(child) for child in file.read().split()]
-            except (OSError, IndexError, ValueError):
-                continue  # it has ended in the meantime
-        return pages * os.sysconf("SC_PAGE_SIZE")
+            yield pid
 
     def close(self) -> None:
         """End the whole group now, reap the child, and close everything that belongs to it."""

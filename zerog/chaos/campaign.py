@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from zerog.chaos.report import Report
 from zerog.chaos.run import Run, Scenario
 from zerog.chaos.scenarios import SCENARIOS
 from zerog.chaos.site import Site
-from zerog.exceptions import BadSetting, ZerogError
+from zerog.client import Client
+from zerog.exceptions import BadSetting, UnknownType, ZerogError
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ def run(wanted: Wanted, say: Callable[[str], None]) -> list[Report]:
     """Run the scenarios and return their reports; ``say`` gets each as text."""
     possible = [name for name, one in SCENARIOS.items() if wanted.server is None or not one.lone]
     chosen = [_scenario(name, wanted) for name in wanted.scenarios or possible]
+    _check(wanted)
     seed = wanted.seed if wanted.seed is not None else random.SystemRandom().randrange(2**31)
     reports = []
     for scenario in chosen:
@@ -48,6 +52,19 @@ def run(wanted: Wanted, say: Callable[[str], None]) -> list[Report]:
         say(done.text())
         reports.append(done)
     return reports
+
+
+def _check(wanted: Wanted) -> None:
+    """Raise ``BadSetting`` for what no scenario could begin with."""
+    if not (math.isfinite(wanted.lease) and math.isfinite(wanted.sweep)):
+        raise BadSetting("lease and sweep are seconds")
+    if wanted.datastore != "sqlite" and urlsplit(wanted.datastore).scheme not in ("sqlite", "couchbase", "couchbases"):
+        raise BadSetting(f"--datastore is sqlite or a URL as in settings, not {wanted.datastore!r}")
+    if wanted.server is not None:
+        try:
+            Client(wanted.server).type("chaos-work")
+        except UnknownType as error:
+            raise BadSetting(f"{wanted.server} does not serve the application zerog.chaos") from error
 
 
 def _scenario(name: str, wanted: Wanted) -> Scenario:

@@ -71,7 +71,7 @@ class Report:
     def text(self) -> str:
         """Return the report for people."""
         trials = self.faults if self.trials is None else self.trials
-        clean = trials > 0 and not (self.lost or self.double_result or self.stale_write)
+        clean = trials >= 3 and not (self.lost or self.double_result or self.stale_write)
         bound = f" (0 in {trials} faults: below {3 / trials:.2%} at 95 %)" if clean else ""
         lines = [
             f"{self.scenario} on {self.store} + {self.queue}, seed {self.seed}, {self.seconds:.1f} s",

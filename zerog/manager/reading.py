@@ -179,6 +179,10 @@ class Reading(Records):
     def _cursor_mac(self, text: bytes, scope: str) -> bytes:
         return hmac.digest(self._shared_key(), scope.encode() + b"\0" + text, hashlib.sha256)[:12]
 
+    def prepare_cursors(self) -> None:
+        """Make the key of the cursors while there is room for it: a full store must still be read."""
+        self._shared_key()
+
     def _shared_key(self) -> bytes:
         """Return the key that all servers share; whoever comes first makes it."""
         key: bytes | None = getattr(self, "_key", None)

@@ -190,8 +190,9 @@ class Settling(Records):
         gone = self.lost(held.record)
         with self.store.together():
             after = self._end_seen(held, change)
-            # Only now: a lease that was renewed in the meantime was not lost.
-            self._say_lost(held.record, gone)
+            # Only now: a lease that was renewed in the meantime was not lost.  A cancel spends nothing.
+            if after.record.losses > held.record.losses:
+                self._say_lost(held.record, gone)
         return after
 
     def say_lost(self, before: JobRecord) -> None:
@@ -203,8 +204,7 @@ class Settling(Records):
             record = self.read(before.uuid).record
         except UnknownJob:
             return
-        ended = record.terminal and record.attempt == before.attempt and record.reason in ("lost", "outcome_unknown")
-        if ended or record.losses > before.losses:
+        if record.losses > before.losses:
             self._say_lost(before, self.lost(before))
 
     def _say_lost(self, record: JobRecord, gone: bool) -> None:

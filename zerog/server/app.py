@@ -60,7 +60,7 @@ class Server:
         self._pool = ThreadPoolExecutor(_POOL, thread_name_prefix="pool")
         self._submit: Lane[Submission, Submitted] = Lane("submits", manager.submit_all)
         self._read: Lane[str, JobRecord] = Lane("reads", self._read_all)
-        self._chores = Chores(manager, sweep, candidate)
+        self._chores = Chores(manager, sweep, candidate, also=[manager.prepare_cursors])
         self._idle_timeout = idle_timeout
         self.services = Services(
             manager=manager,
