@@ -267,9 +267,11 @@ class LeaveProcess(zerog.Job):
 
 
 class Detach(zerog.Job):
-    """Start processes in this group, in a session of their own, orphaned there, and with an empty environment."""
+    """Start processes in this group, with an empty environment, in a session of their own and deaf, and orphaned."""
 
     job_type = "detach"
+    max_errors = 1
+    max_crashes = 1
     max_losses = 1
     memory_limit = 200_000_000
 
@@ -281,7 +283,7 @@ class Detach(zerog.Job):
         started = [
             subprocess.Popen(["sleep", "300"]),
             subprocess.Popen(["/bin/sleep", "300"], env={}),
-            subprocess.Popen(["sleep", "300"], start_new_session=True),
+            subprocess.Popen(["sh", "-c", "trap '' TERM; while :; do sleep 1; done"], start_new_session=True),
         ]
         orphan = ["sh", "-c", "setsid sleep 300 >/dev/null 2>&1 & echo $!"]
         pids = [one.pid for one in started]

@@ -43,7 +43,7 @@ class Chores(threading.Thread):
         self._walk_at = 0.0
         self._prune_at = 0.0
         self._pruned_to = self._pruned = 0
-        self._tidied_to: int | None = 0
+        self._tidied_to: int | None = None  # where in the dead letters, once all that is old has gone
         self._renewed = 0.0
         self._first, self._also = tuple(first), tuple(also)
         self._step = min(0.25, manager.lease / 8)
@@ -68,6 +68,7 @@ class Chores(threading.Thread):
             *(_Task(chore.__name__, 1.0, chore) for chore in self._first),
             _Task("pauses", 1.0, self._manager.look_at_pauses),
             _Task("release", 0.0, self._manager.release_pending),
+            _Task("doubts", 1.0, self._manager.say_doubtful),
             _Task("sweeper", min(1.0, self._every), self._keep_lease),
             _Task("sweep", 0.0, self._walk),
             _Task("prune", 0.0, self._prune),
@@ -119,14 +120,17 @@ class Chores(threading.Thread):
         now = self._manager.clock.monotonic()
         if not self._lease.held or now < self._prune_at:
             return
-        done = self._manager.prune(self._pruned_to)
-        self._pruned += done.jobs
-        if done.position is not None:
-            self._pruned_to, self._tidied_to = done.position, 0
-            return
-        self._tidied_to = self._manager.tidy(self._tidied_to or 0)
+        if self._tidied_to is None:
+            done = self._manager.prune(self._pruned_to)
+            self._pruned += done.jobs
+            if done.position is not None:
+                self._pruned_to = done.position
+                return
+            self._tidied_to = 0
+        self._tidied_to = self._manager.tidy(self._tidied_to)
         if self._tidied_to is not None:
             return
+        self._manager.trim()
         if self._pruned:
             logger.info("pruned %d jobs", self._pruned)
         self._pruned_to = self._pruned = 0

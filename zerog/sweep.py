@@ -73,7 +73,6 @@ class Sweep:
     _identity: str | None = None
     _counts: dict[str, TubeStats] = field(default_factory=dict)
     _types: set[str] = field(default_factory=set)
-    _doubtful: dict[str, JobRecord] = field(default_factory=dict)
     _grace: float = _GRACE
     _write_at: float = 0.0
     _mark: bytes = b""
@@ -107,7 +106,8 @@ class Sweep:
             if not self._look_at(self._suspects(looked), go_on):
                 return
             self._put_missing()
-        self._identity, self._begun = identity, True
+            self._identity = identity
+        self._begun = True
         self._write_mark()
 
     def _ask_queue(self) -> str | None:
@@ -237,7 +237,6 @@ class Sweep:
     def _judge(self, held: Iterable[Held]) -> dict[str, JobRecord]:
         """Take from their attempts what has lapsed; return those records as they are then."""
         self.watch.heard()
-        self._say_lost()
         after = {}
         for one in held:
             if self.watch.lapsed(one.record) or self.manager.lost(one.record):
@@ -251,9 +250,6 @@ class Sweep:
             after = self.manager.lose(held).record
         except Conflict:
             return None  # its agent lives, or another sweeper was first
-        except StoreUnavailable:
-            self._doubtful[held.record.uuid] = held.record
-            raise
         self.watch.forget(held.record.uuid)
         logger.warning(
             "lost job=%s attempt=%d agent=%s state=%s",
@@ -262,12 +258,6 @@ class Sweep:
         if after.state is State.QUEUED and after.job_type not in self.manager.paused:
             self.manager.enqueue([after])
         return after
-
-    def _say_lost(self) -> None:
-        """Say of the losses of which it is not known whether they were written that they were, if so."""
-        for uuid, record in list(self._doubtful.items()):
-            self.manager.say_lost(record)
-            del self._doubtful[uuid]
 
     def _due(self) -> dict[str, list[_Open]]:
         due: dict[str, list[_Open]] = {}

@@ -110,7 +110,7 @@ WHY = {
     "running": "it runs on agent {agent}, which was heard {seconds} s ago",
     "lease_silent": "it runs on agent {agent}, which has been silent for {seconds} s; "
     "when its lease has lapsed the job goes on elsewhere",
-    "agent_gone": "it ran on agent {agent}, which is gone; the job goes on elsewhere",
+    "agent_gone": "it ran on agent {agent}, which is gone; it is tried elsewhere, or ends",
     "waiting_for_parent": "it waits for {count} of its parents to succeed",
     "paused": "its type was paused by {by} at {at}",
     "not_before": "it may not run before {notBefore}",

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.deployment import Deployment, alive, deployed
+from tests.deployment import Deployment, alive, children, deployed
 from tests.services import wait_until
 
 
@@ -275,9 +275,9 @@ def test_a_reused_child_starts_each_job_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.requirement("Z12")
-@pytest.mark.parametrize("end", ["success", "cancel", "memory", "kill", "drain"])
+@pytest.mark.parametrize("end", ["success", "cancel", "memory", "crash", "kill", "drain"])
 def test_what_a_job_has_started_ends_with_it(tmp_path: Path, end: str) -> None:
-    """In whatever group and session it is, and also when the agent is killed, before another attempt begins."""
+    """In whatever group and session it is, also when the job's process or the agent is killed."""
     path = tmp_path / "pids"
     with deployed(tmp_path, slots="1", lease="20s", sweep="20s", drain="1s") as zerog:
         seconds = 0.2 if end == "success" else 60
@@ -286,6 +286,9 @@ def test_what_a_job_has_started_ends_with_it(tmp_path: Path, end: str) -> None:
         pids = [int(pid) for pid in text.split()]
         if end == "cancel":
             zerog.client.delete(f"/jobs/{uuid}")
+        elif end == "crash":
+            (child,) = children(zerog.agents[0].popen.pid)
+            child.kill()
         elif end == "kill":
             zerog.agents.pop().kill()
         elif end == "drain":
@@ -295,9 +298,9 @@ def test_what_a_job_has_started_ends_with_it(tmp_path: Path, end: str) -> None:
         finally:
             for pid in filter(alive, pids):
                 os.kill(pid, signal.SIGKILL)
-        if end in ("success", "cancel", "memory"):
-            state = {"success": "succeeded", "cancel": "cancelled", "memory": "failed"}[end]
-            assert zerog.wait_for(uuid, state=state)["attempt"] >= 1
+        state = {"success": "succeeded", "cancel": "cancelled", "memory": "failed", "crash": "failed"}.get(end)
+        if state is not None:
+            assert zerog.wait(uuid)["state"] == state
 
 
 def test_a_process_left_behind_is_ended_and_the_child_replaced(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_an_agent_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
         view = why(zerog, uuid)
         assert (view["reason"], view["message"]) == (
             "lease_silent",
-            f"it ran on agent {view['agent']}, which is gone; the job goes on elsewhere",
+            f"it ran on agent {view['agent']}, which is gone; it is tried elsewhere, or ends",
         )
         assert sorted(view) == ["agent", "href", "jobType", "message", "reason", "seconds", "state", "uuid"]
         zerog.start_agent()
@@ -287,6 +287,10 @@ def test_a_retry_of_what_never_ran_waits_for_its_parents_again(zerog: Deployment
     assert other.status_code == 202
     record = zerog.wait(other.json()["uuid"])
     assert (record["state"], record["parents"]) == ("succeeded", [{"href": f"/jobs/{good}"}])
+    key = {"Idempotency-Key": "this-child-again"}
+    for parent, status in ((good, 202), (good, 202), (zerog.submit("noop"), 422)):
+        keyed = zerog.client.post(f"/jobs/{child}/retry", params={"parent": parent}, headers=key)
+        assert keyed.status_code == status, "the parents belong to what the key stands for"
     unknown = zerog.client.post(f"/jobs/{child}/retry", params={"parent": "nobody"})
     assert (unknown.status_code, unknown.json()["code"]) == (400, "unknown_parent")
     ran = zerog.submit("raise", {"what": "fail"}, params={"parent": good})

@@ -93,14 +93,18 @@ def away(store: str, folder: Path, couchbase: CouchbaseServer | None) -> Iterato
     """Take the store away: a process of Couchbase is stopped, and nobody can write into the file of SQLite."""
     if couchbase is not None:
         couchbase.signal(signal.SIGSTOP)
-        yield
-        couchbase.signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            couchbase.signal(signal.SIGCONT)
         return
     lock = sqlite3.connect(folder / "var" / "zerog.db", isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
-    yield
-    lock.execute("ROLLBACK")
-    lock.close()
+    try:
+        yield
+    finally:
+        lock.execute("ROLLBACK")
+        lock.close()
 
 
 @pytest.mark.requirement("Z12", "Z14")

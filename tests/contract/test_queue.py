@@ -383,6 +383,9 @@ def test_a_restart_between_two_uses_of_a_connection_is_not_told(beanstalkd: Bean
     assert reserved(queues[4]).body == b"y"
     with pytest.raises(ReservationLost):
         held.touch()
+    beanstalkd.stop()
+    with pytest.raises(ReservationLost):
+        held.release()  # which needs no connection to say so
     for queue in queues:
         queue.close()
 

@@ -70,6 +70,7 @@ def prune(manager: Manager, job_type: str | None = None, older_than: float | Non
             tidied: int | None = 0
             while tidied is not None:
                 tidied = manager.tidy(tidied)
+            manager.trim()
             return removed
         after = pruned.position
 

@@ -306,6 +306,7 @@ def test_a_loss_in_doubt_leaves_its_error_when_it_had_been_written(
     monkeypatch.setattr(store, "get", get_really)
     assert manager.read(uuid).record.state is State.QUEUED
     for _ in range(2):
+        manager.say_doubtful()
         sweep.walk()
     errors = manager.events(uuid, "error").items
     assert [entry["reason"] for entry in errors] == ["lost"]

@@ -20,6 +20,7 @@ from functools import partial
 from zerog import failpoints
 from zerog.agent.attempt import Terms
 from zerog.agent.commands import Commands
+from zerog.agent.family import adopt_orphans, end_orphans
 from zerog.agent.keeper import Keeper
 from zerog.agent.pipe import BrokenPipe
 from zerog.agent.process import Child, Program
@@ -104,6 +105,7 @@ class Agent:
         """Work until a signal has drained the agent."""
         self._catch_signals()
         self._keeper = Keeper()
+        adopt_orphans()  # after the keeper, which is to be nobody's child
         self._chores.start()
         logger.info(
             "agent %s serves %s with %d slots", self._terms.agent, ", ".join(self._terms.tubes), len(self._slots)
@@ -524,6 +526,8 @@ class Agent:
         self._paused.discard(child)
         child.close()
         self._keeper.remove(child.pid)
+        # The children adopt what their jobs have orphaned; of one that is gone it comes here.
+        end_orphans({one.pid for one in (*(slot.child for slot in self._slots), *self._spares) if one is not None})
 
     # The end
 

@@ -21,11 +21,11 @@ from typing import Any, TextIO
 
 from zerog import failpoints
 from zerog.agent.executor import FLUSHER, Executor, PipeReporter
+from zerog.agent.family import adopt_orphans
 from zerog.agent.pipe import BrokenPipe, ChildPipe
 from zerog.registry import Registry
 
 _PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
 
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
@@ -81,8 +81,7 @@ def _set_up(hello: dict[str, Any]) -> None:
 def _die_with(parent: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    # Orphans of the job become children of this process, so that it knows of them when the job has ended.
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()  # those of the job: it must be known whether all have ended when it has
     if os.getppid() != parent:
         os._exit(0)  # it died before the signal was set
 

@@ -18,9 +18,11 @@ logger = logging.getLogger(__name__)
 #: The variable that everything a job starts inherits; no setting, so that it does not begin like one.
 _VARIABLE = "_ZEROG_AGENT"
 
-_SCRIPT = """
+_SCRIPT = r"""
+command -v grep >/dev/null && command -v tr >/dev/null || exit 1
 exec 3<&0
 {
+    trap '' TERM HUP INT  # an agent that drains is not gone yet
     groups=
     while read -r sign group; do
         others=
@@ -29,9 +31,15 @@ exec 3<&0
         [ "$sign" = - ] || groups="$groups $group"
     done
     for one in $groups; do kill -9 "-$one"; done
-    for path in $(grep -lszFx "$1" /proc/[0-9]*/environ); do
-        one=${path#/proc/}
-        kill -9 "${one%/environ}"
+    for pass in 1 2 3 4 5 6 7 8 9 10; do
+        found=
+        for path in /proc/[0-9]*; do
+            if tr '\0' '\n' <"$path/environ" | grep -qFx -e "$1"; then
+                found=1
+                kill -9 "${path#/proc/}"
+            fi
+        done
+        [ "$found" ] || break
     done
 } <&3 3<&- >/dev/null 2>&1 &
 """
@@ -41,6 +49,7 @@ class Keeper:
     """The keeper of one agent.  ``environment`` is what its children must inherit."""
 
     def __init__(self) -> None:
+        self._warned = False
         mark = secrets.token_hex(12)
         self.environment: Mapping[str, str] = {_VARIABLE: mark}
         read, self._write = os.pipe()
@@ -56,7 +65,7 @@ class Keeper:
                 cwd="/",
             )
         except (OSError, subprocess.SubprocessError) as error:
-            _warn(error)
+            self._warn(error)
         finally:
             os.close(read)
 
@@ -72,12 +81,13 @@ class Keeper:
         try:
             os.write(self._write, f"{sign} {group}\n".encode())
         except OSError as error:
-            _warn(error)
+            self._warn(error)
 
     def close(self) -> None:
         """Let it end what is left, and itself."""
         os.close(self._write)
 
-
-def _warn(error: Exception) -> None:
-    logger.warning("nobody will end what jobs have started if this agent is killed: %s", error)
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            logger.warning("nobody will end what jobs have started if this agent is killed: %s", error)
+        self._warned = True

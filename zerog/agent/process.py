@@ -7,11 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from zerog.agent.family import family_of
 from zerog.agent.pipe import AgentPipe
 
 _ROOT = str(Path(__file__).resolve().parents[2])
@@ -85,7 +86,7 @@ class Child:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the child and to all that its job started, in whatever process group or session."""
         # All that descends from it is found by way of it: processes whose parents have ended are its children.
-        family = list(self._family()) if self.process.returncode is None else []
+        family = list(family_of(self.pid)) if self.process.returncode is None else []
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
         for pid in family:
@@ -121,22 +122,11 @@ class Child:
     def group_memory(self) -> int:
         """Return the resident memory of the process and of all that descend from it, in bytes."""
         pages = 0
-        for pid in self._family():
+        for pid in family_of(self.pid):
             with suppress(OSError, IndexError, ValueError):  # it has ended in the meantime
                 with open(f"/proc/{pid}/statm", "rb") as file:
                     pages += int(file.read().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
-
-    def _family(self) -> Iterator[int]:
-        """Yield the process and all that descend from it."""
-        found = [self.pid]
-        while found:
-            pid = found.pop()
-            with suppress(OSError, ValueError):
-                for thread in os.listdir(f"/proc/{pid}/task"):
-                    with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
-                        found += [int(child) for child in file.read().split()]
-            yield pid
 
     def close(self) -> None:
         """End the whole group now, reap the child, and close everything that belongs to it."""

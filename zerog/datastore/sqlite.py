@@ -16,7 +16,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -332,24 +332,26 @@ class SQLiteDatastore(Datastore):
         if not self._writer.acquire(timeout=self._deadline):
             raise StoreUnavailable(f"{self.path.name}: another thread has been writing for {self._deadline:g} s")
         waited = time.monotonic() - start
-        if waited > _NOTICED:
-            self._local.patience = max(0.0, self._deadline - waited)
-            self._wait_at_most(self._local.patience)
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if waited > _NOTICED and connection is not None:  # one that is opened now has a whole wait before it
+            self._impatient(connection, max(0.0, self._deadline - waited))
 
     def unlock(self) -> None:
         """Let the next thread write."""
-        if getattr(self._local, "patience", None) is not None:
-            self._local.patience = None
-            self._wait_at_most(self._deadline)
+        impatient: sqlite3.Connection | None = getattr(self._local, "impatient", None)
+        if impatient is not None:
+            self._impatient(impatient, None)
         self._writes += 1
         if self._writes % _CHECKPOINT_WRITES == 0:
             self._look.set()
         self._writer.release()
 
-    def _wait_at_most(self, seconds: float) -> None:
-        """Let SQLite wait for other processes as long as this."""
-        with self.errors:
-            self._connection.execute(f"PRAGMA busy_timeout={int(1000 * seconds)}")
+    def _impatient(self, connection: sqlite3.Connection, seconds: float | None) -> None:
+        """Let SQLite wait for other processes as long as this, or, with ``None``, as long as ever.  Never raises."""
+        self._local.impatient = connection if seconds is not None else None
+        patience = self._deadline if seconds is None else seconds
+        with suppress(sqlite3.Error):  # it was closed: the next one waits as long as ever
+            connection.execute(f"PRAGMA busy_timeout={int(1000 * patience)}")
 
     # Logs
 
@@ -600,6 +602,7 @@ class SQLiteDatastore(Datastore):
         if moved < frames - _CHECKPOINT_REST or time.monotonic() < self._restart_after:
             return  # somebody reads an old state: to hold up writers would gain nothing
         with self._write:
+            connection.execute(f"PRAGMA busy_timeout={_RESTART_WAIT}")  # to wait for this block may have changed it
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
         if busy:
             self._restart_after = time.monotonic() + _RESTART_PAUSE

@@ -46,7 +46,7 @@ class Pruning(Waiting):
 
         ``after`` is where an earlier call stopped.  ``job_type`` spares all others; ``older_than``, in seconds, stands
         for the retention.  A job for which others wait is never removed.  What a crash leaves half removed goes later.
-        At the end of the log ``tidy`` is due.
+        At the end of the log ``tidy`` and ``trim`` are due.
         """
         entries = self.store.read("finished", after=after, limit=_PAGE)
         now = self.clock.now()
@@ -118,9 +118,9 @@ class Pruning(Waiting):
         return True
 
     def tidy(self, after: int = 0) -> int | None:
-        """Remove the dead letters of jobs that are gone, and what lies before the first entry of each log.
+        """Remove the dead letters of jobs that are gone.
 
-        Looks at one page of the dead letters, from where an earlier call stopped; returns where to go on, or None.
+        Looks at one page of them, from where an earlier call stopped; returns where to go on, or None.
         """
         entries = self.store.read("failed", after=after, limit=_PAGE)
         held = self.read_many([_members(entry)["uuid"] for entry in entries])
@@ -128,12 +128,15 @@ class Pruning(Waiting):
             for entry in entries:
                 if _members(entry)["uuid"] not in held:
                     self.store.amend("failed", entry.number, None)
+        return entries[-1].number if len(entries) == _PAGE else None
+
+    def trim(self) -> None:
+        """Remove what lies before the first entry of each log, and give freed room back to the disk."""
         for log in ("finished", "failed", "jobs", *(f"jobs.{name}" for name in self.registry.names)):
             first = self.store.read(log, after=0, limit=1)
             if first and first[0].number > 1:
                 self.store.trim(log, first[0].number - 1)
         self.store.give_back_space()
-        return entries[-1].number if len(entries) == _PAGE else None
 
 
 def _members(entry: Entry) -> dict[str, Any]:

@@ -42,6 +42,9 @@ _PROOF = "writable"
 #: Seconds after which an end that was to be written counts as never written.
 _RELEASE_WITHIN = 60.0
 
+#: Losses in doubt that a process remembers.
+_DOUBTFUL = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -86,6 +89,8 @@ class Records:
         #: Jobs whose ends this process has written, or tried to, and whose children may be released then.
         #: Each with the moment, on the monotonic clock, until which that is tried.
         self.ended_parents: deque[tuple[str, float]] = deque()
+        #: Records that were lost, or not: the store did not say, or not that the error was left.
+        self.doubtful: deque[JobRecord] = deque(maxlen=_DOUBTFUL)
 
     # Names in the store and the queue
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from zerog import codec
-from zerog.exceptions import ZerogError
+from zerog.exceptions import NotRetryable, ZerogError
 from zerog.manager.records import Held
 from zerog.manager.submitting import Submission, Submitting, again, uuid_of
+from zerog.manager.waiting import PARENT_FAILED
 from zerog.record import JobRecord, State
 
 #: Entries of a log that are looked at in one go, and at most, for jobs to be tried again.
@@ -41,9 +42,25 @@ class Retrying(Submitting):
             verdicts.append((uuid, one if isinstance(one, ZerogError) else one.record))
         return verdicts
 
+    def parents_again(self, record: JobRecord) -> tuple[str, ...]:
+        """Return the parents for which a job waits that is tried again.
+
+        Those of a job that has run had succeeded.  Of a job that was cancelled on request those that are gone cannot be
+        asked any more, and may have succeeded; of one that a parent has taken along they had not.
+        """
+        if record.attempt or not record.parents:
+            return ()
+        if record.reason == PARENT_FAILED:
+            return record.parents
+        known = self.read_many(record.parents)
+        return tuple(parent for parent in record.parents if parent in known)
+
     def _submission(self, record: JobRecord) -> Submission:
+        if record.attempt == 0 and record.reason == PARENT_FAILED:
+            raise NotRetryable("it never ran, since a parent had not succeeded: try it by itself, with another parent")
         parameters = self.registry.validate(record.job_type, codec.dumps(record.parameters))
-        return replace(again(record, parameters, record.uuid), principal=_PRINCIPAL)
+        parents = self.parents_again(record)
+        return replace(again(record, parameters, record.uuid, parents), principal=_PRINCIPAL)
 
     def _candidates(self, job_type: str, state: State) -> Iterator[Held]:
         """Yield jobs of a type in a state that were not tried again in bulk yet, the newest first."""

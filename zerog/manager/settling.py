@@ -10,7 +10,14 @@ from typing import Any
 
 from zerog import codec, failpoints
 from zerog.clock import to_iso
-from zerog.exceptions import StoreAmbiguous, Superseded, UnknownJob
+from zerog.exceptions import (
+    CorruptDocument,
+    NewerVersion,
+    StoreAmbiguous,
+    StoreUnavailable,
+    Superseded,
+    UnknownJob,
+)
 from zerog.manager.records import Held, Records, claim_of, same_content
 from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Requeued, Result, Succeeded
 from zerog.record import JobRecord, State
@@ -187,28 +194,36 @@ class Settling(Records):
                 return self._failed(record, 500, "lost", message, losses=losses, **_UNCLAIMED)
             return record.after("lose", losses=losses, completeness=0.0, **_UNCLAIMED)
 
-        gone = self.lost(held.record)
-        with self.store.together():
-            after = self._end_seen(held, change)
-            # Only now: a lease that was renewed in the meantime was not lost.  A cancel spends nothing.
-            if after.record.losses > held.record.losses:
-                self._say_lost(held.record, gone)
+        try:
+            with self.store.together():
+                after = self._end_seen(held, change)
+                # Only now: a lease that was renewed in the meantime was not lost.  A cancel spends nothing.
+                if after.record.losses > held.record.losses:
+                    self._say_lost(held.record)
+        except StoreUnavailable:
+            self.doubtful.append(held.record)
+            raise
         return after
 
-    def say_lost(self, before: JobRecord) -> None:
-        """Leave the error of a loss of which its sweeper could not know whether it was written, if it was.
+    def say_doubtful(self) -> None:
+        """Leave the errors of those losses of which this process could not know whether they were written, if so."""
+        for _ in range(len(self.doubtful)):
+            before = self.doubtful.popleft()
+            try:
+                record = self.read(before.uuid).record
+                spent = (record.errors, record.crashes, record.losses)
+                # More has happened since: whoever wrote that has said it.
+                if spent == (before.errors, before.crashes, before.losses + 1):
+                    self._say_lost(before)
+            except (UnknownJob, CorruptDocument, NewerVersion):
+                continue
+            except StoreUnavailable:
+                self.doubtful.append(before)
+                raise
 
-        ``before`` is the record that had lapsed.  That it is said twice does no harm.
-        """
-        try:
-            record = self.read(before.uuid).record
-        except UnknownJob:
-            return
-        if record.losses > before.losses:
-            self._say_lost(before, self.lost(before))
-
-    def _say_lost(self, record: JobRecord, gone: bool) -> None:
+    def _say_lost(self, record: JobRecord) -> None:
         """Leave an error among the job's events.  Readers drop repeated batches."""
+        gone = self.lost(record)
         entry = {
             "at": to_iso(self.clock.now()),
             "level": "error",

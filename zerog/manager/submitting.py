@@ -93,12 +93,11 @@ def again(
 ) -> Submission:
     """Return the submission that tries a failed or cancelled job again, as a new one; else ``NotRetryable``.
 
-    Its priority is kept, the state that it had saved is not.  It waits for ``parents``; without any for those of the
-    job, unless that has run: then they had succeeded.
+    Its priority is kept, the state that it had saved is not.  It waits for ``parents``.
     """
     check_retryable(record)
-    waits_for = parents or (record.parents if record.attempt == 0 else ())
-    options = Options(record.priority, retried_from=record.uuid, parents=waits_for)
+    written = (("parent", ",".join(sorted(parents))),) if parents else ()
+    options = Options(record.priority, written=written, retried_from=record.uuid, parents=parents)
     return Submission(record.job_type, parameters, options, key)
 
 

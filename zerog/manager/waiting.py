@@ -25,6 +25,10 @@ _HOPELESS = {State.FAILED: "has failed", State.CANCELLED: "was cancelled"}
 _CHILDREN = 200
 
 
+#: Why a job was cancelled that a parent has taken along.
+PARENT_FAILED = "parent_failed"
+
+
 class Waiting(Settling):
     """The verbs of parents and children."""
 
@@ -102,7 +106,7 @@ class Waiting(Settling):
 
     def _bereft(self, record: JobRecord, message: str) -> JobRecord:
         return record.after(
-            "cancel", result_code=410, reason="parent_failed", message=message, finished_at=self.clock.now()
+            "cancel", result_code=410, reason=PARENT_FAILED, message=message, finished_at=self.clock.now()
         )
 
     def release_pending(self) -> None:

@@ -329,8 +329,8 @@ class BeanstalkdQueue(Queue):
 
     def _holding(self, client: object) -> _Client:
         """Return the client if it still is the one that holds the entry, with nothing unread before its next reply."""
-        connected = self._connected()
-        if client is not connected:
+        # First by itself: to connect anew only to say so could take long.
+        if client is not self._client or client is not (connected := self._connected()):
             raise ReservationLost("the connection that held the entry is gone")
         if self._asked_until is not None and not self._waiting:
             self._answer = self._read_reply(connected)

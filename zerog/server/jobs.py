@@ -309,7 +309,8 @@ class Retry(OfJob):
         body = self.request.body or codec.dumps(self.record.parameters)
         check_retryable(self.record)  # before its parameters are looked at
         parameters = registry.validate(self.record.job_type, body)
-        return await submit(self, again(self.record, parameters, key, self.request.query["parent"]))
+        parents = self.request.query["parent"] or await self.off_loop(self.manager.parents_again, self.record)
+        return await submit(self, again(self.record, parameters, key, parents))
 
 
 class Retries(Endpoint):
@@ -358,6 +359,7 @@ class Prune(Endpoint):
         done = await self.off_loop(self.manager.prune, wanted.after, wanted.type, wanted.olderThan)
         if done.position is None:
             await self.off_loop(self.manager.tidy)  # a page; the sweeper goes on
+            await self.off_loop(self.manager.trim)
         return Answer({"pruned": done.jobs, "next": done.position, "href": self.url}, page="pruned")
 
 
