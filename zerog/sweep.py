@@ -5,8 +5,9 @@ ended, and of each what it was when it was looked at last.  A walk looks at what
 run, and at a tenth of the others, so that each is looked at within ten walks; at all of them when it is the first, when
 the queue may have forgotten its entries, or when a tube holds less than it should.
 
-The list is written down as a *mark*: the number in the log of jobs below which all have ended, and the numbers above it
-of those that have not.  A job that waits for weeks pins nothing, and the next sweeper begins where this one was.
+The list is written down as a *mark*: the number in the log of jobs below which all have ended, the numbers above it
+of those that have not, and which queue it was.  A job that waits for weeks pins nothing, and the next sweeper begins
+where this one was.
 """
 
 from __future__ import annotations
@@ -94,9 +95,9 @@ class Sweep:
             self._read_mark()
         # The counts come before the records: what is claimed in between makes a tube look fuller, never emptier.
         identity = self._ask_queue()
-        another = identity is not None and identity != self._identity
+        another = identity is not None and self._identity is not None and identity != self._identity
         whole = another or not self._begun
-        self._grace = 0.0 if whole else _GRACE
+        self._grace = 0.0 if another else _GRACE
         new = list(self._read_new())
         looked = set(self._choose(whole, new))
         self._walks += 1
@@ -314,6 +315,7 @@ class Sweep:
         try:
             mark = codec.loads(self.manager.store.get(_MARK).body)
             last, ranges = int(mark["last"]), read_ranges(mark["open"])
+            self._identity = mark.get("queue")
         except (NotFound, CorruptDocument, KeyError, TypeError, ValueError):
             return
         now = self.manager.clock.monotonic()
@@ -330,7 +332,8 @@ class Sweep:
         self._last = last
 
     def _write_mark(self) -> None:
-        body = codec.dumps({"last": self._last, "open": write_ranges(list(self._open)), "schema": 1})
+        members = {"last": self._last, "open": write_ranges(list(self._open)), "queue": self._identity, "schema": 1}
+        body = codec.dumps(members)
         if body == self._mark:
             return
         try:
