@@ -55,9 +55,18 @@ class Process:
         self.pid = self.popen.pid
 
     def signal(self, number: int) -> None:
-        """Send a signal, if the process is still there."""
+        """Send a signal, if the process is still there; after ``SIGSTOP`` wait until all its threads have stopped."""
         if self.popen.poll() is None:
             self.popen.send_signal(number)
+            if number == signal.SIGSTOP:
+                wait_until(self._stopped, what=f"process {self.pid} stops")
+
+    def _stopped(self) -> bool:
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            with suppress(OSError):  # a thread that ended
+                if (task / "stat").read_text().rpartition(")")[2].split()[0] not in "TtZX":
+                    return False
+        return True
 
     def kill(self) -> None:
         """End it now."""

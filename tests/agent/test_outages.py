@@ -85,7 +85,7 @@ def test_a_running_job_goes_on_while_the_store_is_locked(tmp_path: Path) -> None
 
 
 #: Leases for which the store is away.  Of 5 s, thirty in all, where there is time for it.
-LEASE, LEASES = (5, 6) if os.environ.get("TESTS_FULL") else (3, 3)
+LEASE, LEASES = (5, 6) if os.environ.get("TESTS_FULL") else (2, 3)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from tests.deployment import Deployment, deployed
 
 #: Requests to each operation: with ``bin/test --full`` ten thousand in all.
-EXAMPLES = 360 if os.environ.get("TESTS_FULL") else 20
+EXAMPLES = 360 if os.environ.get("TESTS_FULL") else 12
 
 
 @pytest.fixture(scope="module")

@@ -329,11 +329,12 @@ class SQLiteDatastore(Datastore):
         if self._writer.acquire(blocking=False):
             return
         start = time.monotonic()
+        with self.errors:
+            connection = self._connection  # before the lock: nothing may fail between it and the block
         if not self._writer.acquire(timeout=self._deadline):
             raise StoreUnavailable(f"{self.path.name}: another thread has been writing for {self._deadline:g} s")
         waited = time.monotonic() - start
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if waited > _NOTICED and connection is not None:  # one that is opened now has a whole wait before it
+        if waited > _NOTICED:
             self._impatient(connection, max(0.0, self._deadline - waited))
 
     def unlock(self) -> None:
