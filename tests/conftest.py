@@ -17,6 +17,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 #: What is long, or needs more than the files of the project (its history): ``bin/test --full`` has it too.
 collect_ignore = [] if os.environ.get("TESTS_FULL") else ["chaos/test_releases.py"]
 
+#: The files that take longest, the longest first: files that run side by side are to end at about the same time.
+LONGEST = (
+    "test_chaos.py", "test_whole_path.py", "test_takeover.py", "test_failpoints.py", "test_agent.py", "test_explain.py",
+    "test_documentation.py", "test_machine.py", "test_outages.py", "test_control.py", "test_protocol.py",
+    "test_fuzz.py", "test_commands.py", "test_own_deployment.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest files come first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
 
 @pytest.fixture
 def beanstalkd(tmp_path: Path) -> Iterator[Beanstalkd]:
