@@ -43,9 +43,9 @@ def test_a_stopped_beanstalkd_blocks_nothing(tmp_path: Path, beanstalkd: Beansta
                     assert zerog.client.get(path).status_code == 200
                     times.append(time.monotonic() - start)
         assert max(seconds for _, seconds in (one.result() for one in posts)) < 2.5
-        # One in fifty may be the machine's doing, which has other work than this test.
-        assert sorted(reads)[len(reads) * 49 // 50 - 1] < 0.1
-        assert sorted(probes)[len(probes) * 49 // 50 - 1] < 0.05
+        # What waited for beanstalkd would take its deadline, a second; one in fifty may be the doing of the machine.
+        assert sorted(reads)[len(reads) * 49 // 50 - 1] < 0.5
+        assert sorted(probes)[len(probes) * 49 // 50 - 1] < 0.5
         assert zerog.client.get("/readyz").json()["status"] == "degraded"
         assert zerog.client.get("/types/noop").json()["queue"] is None
         beanstalkd.signal(signal.SIGCONT)
