@@ -114,8 +114,11 @@ class Sweep:
     def _ask_queue(self) -> str | None:
         """Return the identity of the queue and count its entries; None while it is away."""
         self._types.update(self.manager.registry.names)
+        # As a probe: what this walk puts would else be left to the sweep, and the queue be taken for filled.
+        identity = self.manager.probe_queue()
+        if identity is None:
+            return None
         try:
-            identity = self.manager.queue.identity()
             self._counts = {name: self.manager.queue_stats(name) for name in self._types}
         except QueueUnavailable as error:
             self.manager.say_queue_away(error)

@@ -260,8 +260,8 @@ def test_leases_lapse_and_children_are_decided_also_while_the_queue_is_away(tmp_
         assert manager.queue_away
         assert {manager.read(uuid).record.state for uuid in (silent, child)} == {State.QUEUED}
         beanstalkd.start()
-        assert manager.probe_queue()
         sweep.walk()
+        assert not manager.queue_away, "it fills the queue, also before the probe has seen that it is back"
         assert sorted(entries(manager, 3)) == sorted([silent, child])
     finally:
         manager.close_queue()

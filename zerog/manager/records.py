@@ -257,16 +257,17 @@ class Records:
         except QueueError as error:
             return [error] * len(puts)
 
-    def probe_queue(self) -> bool:
-        """Ask the queue for a sign of life on this thread's connection; True if it answers."""
+    def probe_queue(self) -> str | None:
+        """Ask the queue for a sign of life on this thread's connection: its identity; None while it is away."""
         try:
-            self.queue.identity()
-        except QueueUnavailable:
-            return False
+            identity = self.queue.identity()
+        except QueueUnavailable as error:
+            self.say_queue_away(error)
+            return None
         if self.queue_away:
             self.queue_away = False
             logger.info("queue back")
-        return True
+        return identity
 
     def queue_stats(self, job_type: str) -> TubeStats:
         """Return how many entries a job type has in the queue, by state."""
