@@ -130,21 +130,6 @@ def explanation(record: JobRecord, reason: str, facts: Mapping[str, Any]) -> dic
             shown[name] = to_iso(shown[name])
     if "parents" in shown:
         shown["parents"] = [{"href": job_href(parent)} for parent in shown["parents"]]
-    words = {"state": record.state.value, "count": len(shown.get("parents", ())), **shown}
-    text = WHY[reason].format_map({name: "" if value is None else value for name, value in words.items()})
-    if record.state is State.CANCELLED:
-        text = "it was cancelled"
-    unsaid = record.state in (State.FAILED, State.CANCELLED) and record.reason != "cancelled"
-    if reason == "finished" and unsaid and record.message:
-        text += f": {record.message}"
-    if reason == "waiting_for_parent" and not shown["parents"]:
-        text = "all its parents have succeeded: it is released in a moment"
-    if reason == "paused" and shown["message"]:
-        text = shown["message"]  # the words of who paused it; who and when stand beside them
-    if reason == "ahead" and shown["ahead"] is None:
-        text = "it waits in the queue, which does not answer now"
-    if reason == "ahead" and shown["ahead"] == 0:
-        text = "none of its type is ahead of it: an agent takes it when a slot is free"
     return {
         "href": f"{job_href(record.uuid)}/explain",
         "uuid": record.uuid,
@@ -152,8 +137,28 @@ def explanation(record: JobRecord, reason: str, facts: Mapping[str, Any]) -> dic
         "state": record.state.value,
         "reason": _SAME.get(reason, reason),
         **shown,
-        "message": text,
+        "message": _sentence(record, reason, shown),
     }
+
+
+def _sentence(record: JobRecord, reason: str, shown: Mapping[str, Any]) -> str:
+    """Return what a reason of ``explain`` says to people."""
+    match reason, shown:
+        case "finished", _ if record.state is not State.SUCCEEDED:
+            end = "it was cancelled" if record.state is State.CANCELLED else "it has failed"
+            return f"{end}: {record.message}" if record.message and record.reason != "cancelled" else end
+        case "waiting_for_parent", {"parents": []}:
+            return "all its parents have succeeded: it is released in a moment"
+        case "waiting_for_parent", {"parents": parents}:
+            return WHY[reason].format(count=len(parents))
+        case "paused", {"message": str(message)} if message:
+            return message  # the words of who paused it; who and when stand beside them
+        case "ahead", {"ahead": None}:
+            return "it waits in the queue, which does not answer now"
+        case "ahead", {"ahead": 0}:
+            return "none of its type is ahead of it: an agent takes it when a slot is free"
+    words = {"state": record.state.value, **shown}
+    return WHY[reason].format_map({name: "" if value is None else value for name, value in words.items()})
 
 
 def retried(uuid: str, done: JobRecord | ZerogError) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from tests.machine import weak
 from tests.machine.crew import LEASE, RETENTION, TICK, TYPES, Agent, World
 from tests.machine.faulty import COMMIT, KINDS, REPLACE, Blow
 from zerog.exceptions import StoreUnavailable, UnknownJob, UnknownParent
-from zerog.manager import Options, Submission, again
+from zerog.manager import Options, Submission
 from zerog.queue.base import Put
 from zerog.record import JobRecord, State
 from zerog.registry import Parameters
@@ -171,7 +171,7 @@ class Machine(RuleBasedStateMachine):
             self.world.act(self.world.server, lambda: self._retry_many(record))
         else:
             key = f"again {record.uuid}" if keyed else None
-            self._send(again(record, Parameters(record.parameters), key))
+            self._send(self.world.server.manager.again(record, Parameters(record.parameters), key))
 
     def _retry_many(self, record: JobRecord) -> None:
         with suppress(StoreUnavailable):

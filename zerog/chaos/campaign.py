@@ -8,8 +8,8 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
+from zerog import config
 from zerog.chaos.report import Report
 from zerog.chaos.run import Run, Scenario
 from zerog.chaos.scenarios import SCENARIOS
@@ -58,8 +58,8 @@ def _check(wanted: Wanted) -> None:
     """Raise ``BadSetting`` for what no scenario could begin with."""
     if not (math.isfinite(wanted.lease) and math.isfinite(wanted.sweep)):
         raise BadSetting("lease and sweep are seconds")
-    if wanted.datastore != "sqlite" and urlsplit(wanted.datastore).scheme not in ("sqlite", "couchbase", "couchbases"):
-        raise BadSetting(f"--datastore is sqlite or a URL as in settings, not {wanted.datastore!r}")
+    if wanted.datastore != "sqlite":
+        config.load(None, {"datastore": wanted.datastore}, {})
     if wanted.server is not None:
         try:
             Client(wanted.server).type("chaos-work")

@@ -15,7 +15,7 @@ from zerog.manager.reading import Page, Reading
 from zerog.manager.records import Held
 from zerog.manager.retrying import Retrying
 from zerog.manager.running import Claimed, Drop, GiveBack, Missing, Running
-from zerog.manager.submitting import Options, Submission, Submitted, again, check_retryable
+from zerog.manager.submitting import Options, Submission, Submitted, check_retryable
 
 __all__ = [
     "Claimed",
@@ -30,7 +30,6 @@ __all__ = [
     "Pruned",
     "Submission",
     "Submitted",
-    "again",
     "check_retryable",
 ]
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 from zerog import codec
 from zerog.exceptions import NotRetryable, ZerogError
 from zerog.manager.records import Held
-from zerog.manager.submitting import Submission, Submitting, again, uuid_of
+from zerog.manager.submitting import Options, Submission, Submitting, check_retryable, uuid_of
 from zerog.manager.waiting import PARENT_FAILED
 from zerog.record import JobRecord, State
+from zerog.registry import Parameters
 
 #: Entries of a log that are looked at in one go, and at most, for jobs to be tried again.
 _PAGE, _LOOKED_AT = 200, 20_000
@@ -42,7 +43,21 @@ class Retrying(Submitting):
             verdicts.append((uuid, one if isinstance(one, ZerogError) else one.record))
         return verdicts
 
-    def parents_again(self, record: JobRecord) -> tuple[str, ...]:
+    def again(
+        self, record: JobRecord, parameters: Parameters, key: str | None = None, parents: tuple[str, ...] = ()
+    ) -> Submission:
+        """Return the submission that tries a failed or cancelled job again, as a new one; else ``NotRetryable``.
+
+        Its priority is kept, the state that it had saved is not.  It waits for ``parents``, without any for its own
+        ones, as far as it must.
+        """
+        check_retryable(record)
+        waits_for = parents or self._parents_again(record)
+        written = (("parent", ",".join(sorted(waits_for))),) if waits_for else ()
+        options = Options(record.priority, written=written, retried_from=record.uuid, parents=waits_for)
+        return Submission(record.job_type, parameters, options, key)
+
+    def _parents_again(self, record: JobRecord) -> tuple[str, ...]:
         """Return the parents for which a job waits that is tried again.
 
         Those of a job that has run had succeeded.  Of a job that was cancelled on request those that are gone cannot be
@@ -59,8 +74,7 @@ class Retrying(Submitting):
         if record.attempt == 0 and record.reason == PARENT_FAILED:
             raise NotRetryable("it never ran, since a parent had not succeeded: try it by itself, with another parent")
         parameters = self.registry.validate(record.job_type, codec.dumps(record.parameters))
-        parents = self.parents_again(record)
-        return replace(again(record, parameters, record.uuid, parents), principal=_PRINCIPAL)
+        return replace(self.again(record, parameters, record.uuid), principal=_PRINCIPAL)
 
     def _candidates(self, job_type: str, state: State) -> Iterator[Held]:
         """Yield jobs of a type in a state that were not tried again in bulk yet, the newest first."""

@@ -88,19 +88,6 @@ class Submitted:
     replayed: bool = False
 
 
-def again(
-    record: JobRecord, parameters: Parameters, key: str | None = None, parents: tuple[str, ...] = ()
-) -> Submission:
-    """Return the submission that tries a failed or cancelled job again, as a new one; else ``NotRetryable``.
-
-    Its priority is kept, the state that it had saved is not.  It waits for ``parents``.
-    """
-    check_retryable(record)
-    written = (("parent", ",".join(sorted(parents))),) if parents else ()
-    options = Options(record.priority, written=written, retried_from=record.uuid, parents=parents)
-    return Submission(record.job_type, parameters, options, key)
-
-
 def check_retryable(record: JobRecord) -> None:
     """Raise ``NotRetryable`` unless a job failed or was cancelled."""
     if record.state not in (State.FAILED, State.CANCELLED):

@@ -22,7 +22,7 @@ from zerog.exceptions import (
     RangeNotSatisfiable,
     UnknownParent,
 )
-from zerog.manager import Options, Page, Submission, again, check_retryable
+from zerog.manager import Options, Page, Submission, check_retryable
 from zerog.outcome import Result
 from zerog.record import JobRecord, State
 from zerog.registry import read_body
@@ -309,8 +309,8 @@ class Retry(OfJob):
         body = self.request.body or codec.dumps(self.record.parameters)
         check_retryable(self.record)  # before its parameters are looked at
         parameters = registry.validate(self.record.job_type, body)
-        parents = self.request.query["parent"] or await self.off_loop(self.manager.parents_again, self.record)
-        return await submit(self, again(self.record, parameters, key, parents))
+        parents = self.request.query["parent"]
+        return await submit(self, await self.off_loop(self.manager.again, self.record, parameters, key, parents))
 
 
 class Retries(Endpoint):
