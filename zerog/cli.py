@@ -253,10 +253,14 @@ def run(
         priority=priority,
         parents=parents,
     )
-    if not wait:
-        click.echo(json.dumps(view) if as_json else view["uuid"])
-        return
-    sys.exit(follow_to_end(client, view, as_json))
+    _say_accepted(client, view, wait, as_json)
+
+
+def _say_accepted(client: Client, view: dict[str, Any], wait: bool, as_json: bool) -> None:
+    """Print the UUID of a job that was accepted, or wait for its end and print its data."""
+    if wait:
+        sys.exit(follow_to_end(client, view, as_json))
+    click.echo(json.dumps(view) if as_json else view["uuid"])
 
 
 @main.group(cls=_Group, invoke_without_command=True)
@@ -399,15 +403,17 @@ def job_cancel(uuid: str, as_json: bool, server: str | None, token: str | None) 
 @job.command("retry")
 @click.argument("uuid")
 @click.argument("values", nargs=-1, metavar="[NAME=VALUE]...")
+@click.option("--wait", is_flag=True, help="wait for the end, then print the data")
 @over_http
-def job_retry(uuid: str, values: tuple[str, ...], as_json: bool, server: str | None, token: str | None) -> None:
+def job_retry(
+    uuid: str, values: tuple[str, ...], wait: bool, as_json: bool, server: str | None, token: str | None
+) -> None:
     """Try a failed or cancelled job again, as a new one; with values these are its parameters, all of them."""
     client = _client(server, token)
     parameters = None
     if values:
         parameters = as_values(values, client.type(client.progress(uuid)["jobType"])["schema"])
-    view = client.retry(uuid, parameters)
-    click.echo(json.dumps(view) if as_json else view["uuid"])
+    _say_accepted(client, client.retry(uuid, parameters), wait, as_json)
 
 
 @main.command()

@@ -72,6 +72,10 @@ class Crashed:
     message: str
 
 
+#: What is said of a job that was given back and must not run again: its code may have done all of its work.
+GIVEN_BACK_UNKNOWN = "its agent stopped while the job ran, and its type forbids to run it again"
+
+
 @dataclass(frozen=True, slots=True)
 class GivenBack:
     """The agent stops and returns the job; nothing is spent.

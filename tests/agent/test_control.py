@@ -121,6 +121,8 @@ def test_the_command_retries(zerog: Deployment, failed: dict[str, Any]) -> None:
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert zerog.wait(json.loads(done.stdout)["uuid"])["state"] == "succeeded"
+    waited = subprocess.run([*arguments[:-1], "--wait"], env=environment, capture_output=True, text=True, timeout=60)
+    assert (waited.returncode, json.loads(waited.stdout)) == (0, "succeeded in attempt 1"), waited.stderr
     refused = subprocess.run(
         [*arguments[:5], zerog.submit("noop"), "--json"], env=environment, capture_output=True, timeout=60
     )
@@ -219,6 +221,8 @@ def test_what_must_not_run_twice_is_not_given_back(tmp_path: Path) -> None:
         zerog.agents.pop().terminate()
         record = zerog.job(uuid)
         assert (record["state"], record["resultCode"], record["reason"]) == ("failed", 500, "outcome_unknown")
+        (error,) = zerog.client.get(f"/jobs/{uuid}/info").json()["errors"]
+        assert (error["reason"], error["code"], error["message"]) == ("outcome_unknown", 500, record["message"])
         zerog.start_agent()
         uuid = zerog.submit("only-once")
         record = zerog.wait(uuid)

@@ -392,7 +392,7 @@ VARIANTS = [
     (weak.no_sweep, "I1 a job that never ends"),
     (weak.no_key, "I5 two jobs"),
     (weak.impatient, "R6 taken"),
-    (weak.record_before_logs, "R15"),
+    (weak.no_entry_in_logs, "R15"),
     (weak.cancel_forgotten, "R11"),
     # Found after some twenty examples, or after some hundred.
     *([(weak.claim_believed, "started without its claim")] if FULL else []),

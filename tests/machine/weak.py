@@ -104,7 +104,7 @@ def impatient(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(leases.LeaseWatch, "__init__", begin)
 
 
-def record_before_logs(patch: pytest.MonkeyPatch) -> None:
+def no_entry_in_logs(patch: pytest.MonkeyPatch) -> None:
     """The record says how a job ended, and the logs of ends never hear of it."""
     patch.setattr(Settling, "_log_end", lambda self, ended, logged: None)
 

@@ -12,7 +12,17 @@ from zerog.agent.recorder import Lines, Recorder
 from zerog.datastore.blobs import BlobWriter
 from zerog.job import Job
 from zerog.manager import Held
-from zerog.outcome import Cancelled, Crashed, Failed, Outcome, Requeued, Result, Succeeded
+from zerog.outcome import (
+    GIVEN_BACK_UNKNOWN,
+    Cancelled,
+    Crashed,
+    Failed,
+    GivenBack,
+    Outcome,
+    Requeued,
+    Result,
+    Succeeded,
+)
 from zerog.record import Event
 
 #: Seconds between two writes of a job's progress, and before the first: short jobs need none.
@@ -126,7 +136,7 @@ class Attempt:
                 self.recorder.add(Event(at, "event", line, source=name))
 
     def say_end(self, at: float) -> None:
-        """Leave one entry among the errors for a spent error or crash."""
+        """Leave one entry among the errors for a spent error or crash, and for an end that nobody can know."""
         if self.said_end:
             return
         self.said_end = True
@@ -134,7 +144,9 @@ class Attempt:
             case Failed(message=message, traceback=trace, reason=reason, code=code):
                 self.recorder.add(Event(at, "error", message, code, traceback=trace, reason=reason))
             case Crashed(message=message):
-                self.recorder.add(Event(at, "error", message, reason="crashed"))
+                self.recorder.add(Event(at, "error", message, 500, reason="crashed"))
+            case GivenBack(started=True) if not self.job.rerun_after_crash:
+                self.recorder.add(Event(at, "error", GIVEN_BACK_UNKNOWN, 500, reason="outcome_unknown"))
 
 
 def read_outcome(message: dict[str, Any]) -> Outcome:

@@ -43,6 +43,8 @@ class Report:
     recoveries: list[float] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     late: list[str] = field(default_factory=list)
+    #: What the events of the job say that waited longest after an injury, each with the seconds since then.
+    longest: list[str] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
@@ -82,6 +84,7 @@ class Report:
             f"  recovery: {self.times()}",
             *(f"  FOUND: {finding}" for finding in self.findings),
             *(f"  LATE: {finding}" for finding in self.late),
+            *(f"    longest: {line}" for line in self.longest),
         ]
         return "\n".join(lines)
 

@@ -10,6 +10,7 @@ import uuid as uuids
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from zerog.chaos import ledger
@@ -232,12 +233,7 @@ class Run:
         report.executed_twice = sum(len(runs) > self.runs_of(uuid) for uuid, runs in executions.items())
         report.overlapping = sum(ledger.overlapping(runs) for runs in executions.values())
         report.superseded = self.site.superseded()
-        for moment, agent in self.interruptions:
-            for runs in executions.values():
-                for broken in ledger.interrupted(runs, moment, agent):
-                    seconds = ledger.recovery(runs, broken, moment)
-                    if seconds is not None:
-                        report.recoveries.append(seconds)
+        self._measure_recoveries(client, executions)
         for name in ("lost", "double_result", "stale_write"):
             if getattr(report, name):
                 report.findings.append(f"{name.replace('_', ' ')}: {getattr(report, name)}")
@@ -249,6 +245,21 @@ class Run:
             report.findings.append(f"only {report.faults} of {self.faults} faults: the work was over before")
         if report.acknowledged < report.attempted:
             report.findings.append(f"{report.attempted - report.acknowledged} submits were never acknowledged")
+
+    def _measure_recoveries(self, client: Client, executions: dict[str, list[ledger.Execution]]) -> None:
+        """Note how long each job waited that an injury interrupted, and what the events say of the longest wait if no
+        lease and sweep explain it."""
+        found: list[tuple[float, float, str]] = []
+        for moment, agent in self.interruptions:
+            for uuid, runs in executions.items():
+                for broken in ledger.interrupted(runs, moment, agent):
+                    seconds = ledger.recovery(runs, broken, moment)
+                    if seconds is not None:
+                        found.append((seconds, moment, uuid))
+        self.report.recoveries.extend(seconds for seconds, _, _ in found)
+        longest, moment, uuid = max(found, default=(0.0, 0.0, ""))
+        if longest > self.site.lease + self.site.sweep + 1:
+            self.report.longest = [f"{longest:.2f} s, job {uuid}", *_since(client, uuid, moment)]
 
     def _judge_job(self, client: Client, uuid: str, executions: list[ledger.Execution]) -> None:
         report = self.report
@@ -350,6 +361,17 @@ class Run:
         """Return the agents under which something runs now, as far as the ledger says."""
         running = {one.agent for one in self.executions() if one.ended is None}
         return [agent for agent in self.site.agents if agent.pid in running]
+
+
+def _since(client: Client, uuid: str, moment: float) -> list[str]:
+    """Return the events of a job with the seconds since a moment of the monotonic clock."""
+    began = moment + time.time() - time.monotonic()
+    with suppress(ZerogError):
+        return [
+            f"{datetime.fromisoformat(one['at']).timestamp() - began:+.2f} s {one['message']}"
+            for one in client.events(uuid)
+        ]
+    return []
 
 
 def _end(view: dict[str, Any]) -> tuple[Any, ...]:

@@ -19,7 +19,17 @@ from zerog.exceptions import (
     UnknownJob,
 )
 from zerog.manager.records import Held, Records, claim_of, same_content
-from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Requeued, Result, Succeeded
+from zerog.outcome import (
+    GIVEN_BACK_UNKNOWN,
+    Cancelled,
+    Crashed,
+    Failed,
+    GivenBack,
+    Outcome,
+    Requeued,
+    Result,
+    Succeeded,
+)
 from zerog.record import JobRecord, State
 from zerog.retry import Again, Over, after_crash, after_error
 
@@ -139,8 +149,7 @@ class Settling(Records):
 
     def _given_back(self, record: JobRecord, started: bool) -> JobRecord:
         if started and not self._policy(record).rerun_after_crash:
-            message = "its agent stopped while the job ran, and its type forbids to run it again"
-            return self._failed(record, 500, "outcome_unknown", message, **_UNCLAIMED)
+            return self._failed(record, 500, "outcome_unknown", GIVEN_BACK_UNKNOWN, **_UNCLAIMED)
         return record.after("give_back", completeness=0.0, **_UNCLAIMED)
 
     def _cancelled(self, record: JobRecord) -> JobRecord:
@@ -229,6 +238,7 @@ class Settling(Records):
             "level": "error",
             "message": f"{'the agent is gone' if gone else 'the lease lapsed'}: "
             f"attempt {record.attempt} was lost with its agent {record.agent}",
+            "code": 500,
             "reason": "lost",
         }
         batch = {"attempt": record.attempt, "batch": "lost", "entries": [entry]}
