@@ -257,7 +257,9 @@ class Run:
                     if seconds is not None:
                         found.append((seconds, moment, uuid))
         self.report.recoveries.extend(seconds for seconds, _, _ in found)
-        longest, moment, uuid = max(found, default=(0.0, 0.0, ""))
+        if not found:
+            return
+        longest, moment, uuid = max(found)
         if longest > self.site.lease + self.site.sweep + 1:
             self.report.longest = [f"{longest:.2f} s, job {uuid}", *_since(client, uuid, moment)]
 
