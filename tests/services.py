@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shutil
@@ -19,7 +20,17 @@ import pytest
 
 from zerog.chaos.site import free_port, until
 
-__all__ = ["ROOT", "Beanstalkd", "CouchbaseServer", "Process", "connects", "free_port", "missing", "wait_until"]
+__all__ = [
+    "ROOT",
+    "Beanstalkd",
+    "CouchbaseServer",
+    "Memcached",
+    "Process",
+    "connects",
+    "free_port",
+    "missing",
+    "wait_until",
+]
 
 T = TypeVar("T")
 
@@ -118,6 +129,40 @@ class Beanstalkd:
         """End it now and start it again on the same port."""
         self.stop()
         self.start()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.signal(number)
+
+
+class Memcached:
+    """A memcached on a free port."""
+
+    def __init__(self, folder: Path) -> None:
+        program = shutil.which("memcached") or shutil.which("memcached", path="/usr/bin:/usr/sbin:/usr/local/bin")
+        if program is None:
+            missing("memcached")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.address = ("127.0.0.1", self.port)
+        self.url = f"memcached://127.0.0.1:{self.port}"
+        # As root it wants to be told who to be.
+        self._arguments = [str(program), "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-u", getpass.getuser()]
+        self._folder = folder
+        self.process: Process | None = None
+
+    def start(self) -> Memcached:
+        """Start it and wait until it answers."""
+        self.process = Process(self._arguments, self._folder / "memcached.log")
+        wait_until(lambda: connects(self.port), what="memcached")
+        return self
+
+    def stop(self) -> None:
+        """End it now; may be called twice."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
 
     def signal(self, number: int) -> None:
         """Send it a signal."""

@@ -22,6 +22,7 @@ from zerog.fleet import AgentRecord, Lock, heartbeat, remove_old
 from zerog.manager import Manager
 from zerog.queue.base import Queue
 from zerog.registry import Registry
+from zerog.statistics import Statistics
 from zerog.sweeper import Candidate
 
 if TYPE_CHECKING:
@@ -123,6 +124,23 @@ def queue_opener(settings: Settings, deadline: float, clock: Clock) -> Callable[
     return lambda: BeanstalkdQueue(address, deadline)
 
 
+def open_statistics(parts: Parts, name: str, lock: Lock) -> Statistics:
+    """Return what this process counts, shared where the settings say."""
+    stats = parts.settings.stats
+    if stats == "off":
+        return Statistics(None, parts.clock, name, "off")
+    if stats == "datastore":
+        return Statistics(parts.store, parts.clock, name, "datastore", lock.presence)
+    try:
+        from zerog.datastore.memcached import MemcachedDocuments
+    except ImportError as error:
+        raise MissingDependency(f"stats needs pymemcache: pip install 'zerog[memcached]' ({error})") from error
+    url = urlsplit(stats)
+    assert url.hostname is not None and url.port is not None
+    documents = MemcachedDocuments((url.hostname, url.port), parts.settings.service)
+    return Statistics(documents, parts.clock, name, "memcached", lock.presence)
+
+
 def process_name() -> str:
     """Return the name of this process, which no other ever has: pids come again, in containers at once."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -161,6 +179,7 @@ class AgentParts:
     parts: Parts
     lock: Lock
     register: Callable[..., None]
+    statistics: Statistics
 
 
 def make_agent(settings: Settings) -> AgentParts:
@@ -194,6 +213,7 @@ def make_agent(settings: Settings) -> AgentParts:
         time_limit=settings.time_limit,
         max_jobs=settings.max_jobs,
         max_memory=settings.max_memory,
+        statistics=open_statistics(parts, name, lock),
     )
     program = Program(settings.applications, settings.max_result)
     slots = settings.slots or os.cpu_count() or 1
@@ -209,7 +229,7 @@ def make_agent(settings: Settings) -> AgentParts:
         register,
         Candidate(name, lock.presence),
     )
-    return AgentParts(agent, parts, lock, register)
+    return AgentParts(agent, parts, lock, register, terms.statistics)
 
 
 def root() -> str:

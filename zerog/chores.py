@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from zerog.exceptions import DatastoreError, QueueError, StoreUnavailable, ZerogError
 from zerog.leases import LeaseWatch
 from zerog.manager import Manager
+from zerog.statistics import Statistics
 from zerog.sweep import Sweep
 from zerog.sweeper import Candidate, SweeperLease, someone
 
@@ -24,7 +25,7 @@ class Chores(threading.Thread):
     """The sweep where this process is the sweeper, the look at leases, the probe of the queue, and what else comes up.
 
     ``sweep`` is the seconds between walks; ``candidate`` stands for the sweeper's lease.  ``also`` are further chores,
-    called about once a second; ``first`` those that come before all others.
+    called about once a second; ``first`` those that come before all others.  ``statistics`` counts the walks.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Chores(threading.Thread):
         candidate: Candidate | None = None,
         also: Iterable[Callable[[], None]] = (),
         first: Iterable[Callable[[], None]] = (),
+        statistics: Statistics | None = None,
     ) -> None:
         super().__init__(name="chores", daemon=True)
         self._manager = manager
@@ -45,6 +47,7 @@ class Chores(threading.Thread):
         self._pruned_to = self._pruned = 0
         self._tidied_to: int | None = None  # where in the dead letters, once all that is old has gone
         self._renewed = 0.0
+        self._statistics = statistics
         self._first, self._also = tuple(first), tuple(also)
         self._step = min(0.25, manager.lease / 8)
         self._end = threading.Event()
@@ -113,6 +116,8 @@ class Chores(threading.Thread):
     def _walk(self) -> None:
         if self._lease.held and self._manager.clock.monotonic() >= self._walk_at:
             self._sweep.walk(self._go_on)
+            if self._statistics is not None:
+                self._statistics.add("sweeps")
             self._walk_at = self._manager.clock.monotonic() + self._every
 
     def _prune(self) -> None:

@@ -23,6 +23,7 @@ _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _PREFIX = "ZEROG_"
+_MASK = "**********"
 _SECRETS = ("datastore_password", "token")
 
 
@@ -81,6 +82,13 @@ def _count(value: Any) -> int:
     return number
 
 
+def _processes(value: Any) -> int:
+    number = _count(value)
+    if number > 256:
+        raise ValueError("a whole number from 1 to 256")
+    return number
+
+
 def _port(value: Any) -> int:
     if str(value).isascii() and str(value).isdigit() and 0 <= int(str(value)) <= 65535:
         return int(str(value))
@@ -129,6 +137,22 @@ def _url(*schemes: str) -> Callable[[Any], str]:
     return parse
 
 
+def _stats(value: Any) -> str:
+    if value in ("datastore", "off"):
+        return str(value)
+    url = urlsplit(value) if isinstance(value, str) else urlsplit("")
+    try:
+        if url.scheme == "memcached" and url.hostname and not url.path.strip("/"):
+            return f"memcached://{_host_and_port(url.hostname, url.port or 11211)}"
+    except ValueError:
+        pass  # the port is none
+    raise ValueError("datastore, off, or memcached://host:port")
+
+
+def _host_and_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One row of the table: its name, its default as it would be written, how it is read, and what it means."""
@@ -159,8 +183,11 @@ SETTINGS: tuple[Setting, ...] = (
             "everything"),
     Setting("deadline", 5, _seconds, "longest wait for the store or the queue", "everything"),
     Setting("max_result", "16MiB", _bytes, "largest return value of a job; more goes through output", "everything"),
+    Setting("stats", "datastore", _stats,
+            "where requests and jobs are counted together: datastore, memcached://host:port, or off", "everything"),
     Setting("address", "127.0.0.1", _text, "address that the server binds to", "server"),
     Setting("port", 8888, _port, "port that the server binds to", "server"),
+    Setting("processes", 1, _processes, "how many processes answer on that port", "server"),
     Setting("insecure", False, _flag, "allow a bind to other than loopback without tokens", "server"),
     Setting("allowed_hosts", None, _optional_list, "Host names that are answered for; * for any", "server"),
     Setting("max_body", "1MiB", _body, "largest body of a request", "server"),
@@ -196,8 +223,10 @@ class Settings:
     retention: float
     deadline: float
     max_result: int
+    stats: str
     address: str
     port: int
+    processes: int
     insecure: bool
     allowed_hosts: tuple[str, ...] | None
     max_body: int
@@ -238,6 +267,30 @@ class Settings:
             ) from error
 
 
+def shown(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return every setting, its value and its source, without secrets, for whoever asks a server."""
+    found: dict[str, dict[str, Any]] = {}
+    for setting in SETTINGS:
+        value = getattr(settings, setting.name)
+        if setting.name in _SECRETS and value is not None:
+            value = _MASK
+        elif isinstance(value, str) and "://" in value:
+            value = _without_password(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        found[setting.name] = {"value": value, "source": settings.sources[setting.name]}
+    return found
+
+
+def _without_password(url: str) -> str:
+    """Return a URL without a password that somebody wrote into it."""
+    scheme, _, rest = url.partition("://")
+    where, slash, path = rest.partition("/")
+    user, at, host = where.rpartition("@")
+    name, colon, _ = user.partition(":")
+    return f"{scheme}://{name}{f':{_MASK}' if colon else ''}{at}{host}{slash}{path}"
+
+
 def load(
     config: str | None = None,
     flags: Mapping[str, Any] | None = None,
@@ -271,8 +324,8 @@ def _accept(values: dict[str, Any], sources: dict[str, str], setting: Setting, v
     try:
         values[setting.name] = setting.parse(value)
     except ValueError as error:
-        shown = "**********" if setting.name in _SECRETS else repr(value)
-        raise BadSetting(f"{setting.name} ({source}) is {shown}; it must be {error}") from error
+        written = _MASK if setting.name in _SECRETS else repr(value)
+        raise BadSetting(f"{setting.name} ({source}) is {written}; it must be {error}") from error
     sources[setting.name] = source
 
 
@@ -303,7 +356,7 @@ def _check_tables(own: Mapping[str, Any], applications: tuple[str, ...], config:
 
 
 def _from_environment(environment: Mapping[str, str], values: dict[str, Any], sources: dict[str, str]) -> list[str]:
-    others = {"CONFIG", "DATASTORE_PASSWORD", "FAILPOINT", "STORE_FAULTS", "UP_PARENT"}
+    others = {"CONFIG", "DATASTORE_PASSWORD", "FAILPOINT", "STORE_FAULTS", "UP_PARENT", "SOCKETS"}
     warnings = []
     for variable, value in sorted(environment.items()):
         if not variable.startswith(_PREFIX) or variable[len(_PREFIX) :] in others:

@@ -8,14 +8,16 @@ import gc
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 
 from zerog import bootstrap, failpoints
-from zerog.config import SETTINGS, Settings
+from zerog.config import SETTINGS, Settings, shown
 from zerog.exceptions import BadSetting, DatastoreError
+from zerog.supervisor import Supervisor
 from zerog.sweeper import Candidate
 
 logger = logging.getLogger(__name__)
@@ -24,17 +26,22 @@ _PR_SET_PDEATHSIG = 1
 
 #: Set for the processes of ``zerog up``: the pid that they must not outlive.
 _PARENT = "ZEROG_UP_PARENT"
+#: Set for the processes of one server: the descriptors of the sockets that they listen on.
+_SOCKETS = "ZEROG_SOCKETS"
 
 
 def run_server(settings: Settings) -> None:
     """Run the HTTP server until a signal ends it."""
     from zerog.server import app
 
+    inherited = _inherited_sockets()
+    if settings.processes > 1 and not inherited:
+        sys.exit(_supervise(settings))
     _follow_parent()
     _arm()
     app.check_address(settings.address, settings.insecure, settings.sources["address"])
     parts = bootstrap.assemble(settings)
-    sockets = app.bind(settings.address, settings.port)
+    sockets = inherited or app.bind(settings.address, settings.port)
     name = f"server-{bootstrap.process_name()}"
     lock = bootstrap.make_lock(settings, parts.clock, name)
     server = app.Server(
@@ -46,17 +53,48 @@ def run_server(settings: Settings) -> None:
         settings.sweep,
         app.hosts(settings.address, settings.allowed_hosts),
         Candidate(name, lock.presence),
+        bootstrap.open_statistics(parts, name, lock),
+        shown(settings),
     )
-    say_where(settings, parts)
-    port = sockets[0].getsockname()[1]
-    shown = f"[{settings.address}]" if ":" in settings.address else settings.address
-    logger.info("server listens on http://%s:%d", shown, port)
+    if not inherited:
+        say_where(settings, parts)
+        _say_address(settings, sockets)
     # What is there now stays: the collector need not look at it again and again.
     gc.freeze()
     asyncio.run(app.serve(server, sockets))
     parts.store.close()
     lock.close()
     logger.info("server stopped")
+
+
+def _supervise(settings: Settings) -> int:
+    """Listen, and let as many processes serve as the settings say."""
+    from zerog.server import app
+
+    _follow_parent()
+    app.check_address(settings.address, settings.insecure, settings.sources["address"])
+    sockets = app.bind(settings.address, settings.port)
+    _say_address(settings, sockets)
+    supervisor = Supervisor(
+        settings.processes,
+        lambda: _start("server", settings, ("everything", "server"), [one.fileno() for one in sockets]),
+    )
+    status = supervisor.run()
+    logger.info("server stopped")
+    return status
+
+
+def _say_address(settings: Settings, sockets: Sequence[socket.socket]) -> None:
+    port = sockets[0].getsockname()[1]
+    shown = f"[{settings.address}]" if ":" in settings.address else settings.address
+    several = f" in {settings.processes} processes" if settings.processes > 1 else ""
+    logger.info("server listens on http://%s:%d%s", shown, port, several)
+
+
+def _inherited_sockets() -> list[socket.socket]:
+    """Return the listening sockets of the supervisor that started this process, if one did."""
+    text = os.environ.pop(_SOCKETS, "")
+    return [socket.socket(fileno=int(number)) for number in text.split(",") if number]
 
 
 def run_worker(settings: Settings) -> None:
@@ -68,6 +106,7 @@ def run_worker(settings: Settings) -> None:
     say_where(settings, made.parts)
     gc.freeze()
     made.agent.run()
+    made.statistics.stop()
     try:
         made.register(made.agent.superseded, stopped=True)
     except DatastoreError as error:
@@ -109,8 +148,13 @@ def run_up(settings: Settings, arguments: Sequence[str]) -> int:
     return status
 
 
-def _start(command: str, settings: Settings, groups: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start one of the two with the same settings, which travel in its environment as they were written."""
+def _start(
+    command: str, settings: Settings, groups: Sequence[str], sockets: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a daemon with the same settings, which travel in its environment as they were written.
+
+    It inherits the descriptors ``sockets``.
+    """
     environment = dict(os.environ, **{_PARENT: str(os.getpid())})
     written = bootstrap.written_settings(settings)
     for setting in SETTINGS:
@@ -120,8 +164,10 @@ def _start(command: str, settings: Settings, groups: Sequence[str]) -> subproces
     if os.environ.get("ZEROG_CONFIG") is None and settings.config is not None:
         arguments += ["--config", settings.config]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [bootstrap.root(), os.environ.get("PYTHONPATH")]))
-    # A group of its own: Ctrl-C reaches ``up`` alone, which ends them in order.
-    return subprocess.Popen(arguments, env=environment, process_group=0)
+    if sockets:
+        environment[_SOCKETS] = ",".join(map(str, sockets))
+    # A group of its own: Ctrl-C reaches the parent alone, which ends them in order.
+    return subprocess.Popen(arguments, env=environment, process_group=0, pass_fds=sockets)
 
 
 def _attend(processes: dict[str, subprocess.Popen[bytes]], signals: list[int]) -> int:
@@ -149,11 +195,11 @@ def _attend(processes: dict[str, subprocess.Popen[bytes]], signals: list[int]) -
 
 
 def _follow_parent() -> int | None:
-    """End with the ``zerog up`` that started this process, however that ends; returns its pid if there is one."""
+    """End with the process of ours that started this one, however that ends; returns its pid if there is one."""
     text = os.environ.pop(_PARENT, None)
     if text is None:
         return None
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != int(text):
-        raise BadSetting("the zerog up that started this process is gone")
+        raise BadSetting("the process that started this one is gone")
     return int(text)

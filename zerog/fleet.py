@@ -217,11 +217,18 @@ class Fleet:
         """Return whether a living agent takes jobs of a type.  Of the newest agents, as many as are looked at."""
         return any(job_type in one.job_types and not one.draining for one in self.living())
 
+    def state(self, record: AgentRecord) -> str:
+        """Return what an agent does now, as far as that can be known: running, draining, stopped or offline."""
+        if record.stopped:
+            return "stopped"
+        if record.silent(self._clock.now()) or self.gone(record.name):
+            return "offline"
+        return "draining" if record.draining else "running"
+
     def living(self) -> Iterator[AgentRecord]:
         """Yield those of the newest agents that live, as far as that can be known."""
-        now = self._clock.now()
         for one in self.newest():
-            if not one.stopped and not one.silent(now) and not self.gone(one.name):
+            if self.state(one) in ("running", "draining"):
                 yield one
 
     def newest(self) -> Iterator[AgentRecord]:

@@ -123,6 +123,11 @@ class JobRecord(NamedTuple):
     once: bool = False
 
     @property
+    def due_since(self) -> float:
+        """Since when a queued job could run: its submit or its last change, or when its delay was over."""
+        return max(self.updated_at if self.attempt else self.created_at, self.not_before or 0.0)
+
+    @property
     def terminal(self) -> bool:
         """Whether the job has ended."""
         return self.state in TERMINAL

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zerog import codec
 from zerog.clock import to_iso
 from zerog.exceptions import ZerogError
+from zerog.fleet import AgentRecord
 from zerog.queue.base import TubeStats
 from zerog.record import JobRecord, State
 from zerog.registry import redact
+
+if TYPE_CHECKING:
+    from zerog.statistics import Totals
 
 #: Endings of downloaded files, by media type.
 EXTENSIONS: Mapping[str, str] = {
@@ -198,6 +202,55 @@ def queue(stats: TubeStats | None) -> dict[str, int] | None:
     if stats is None:
         return None
     return {"ready": stats.ready, "reserved": stats.reserved, "delayed": stats.delayed, "buried": stats.buried}
+
+
+def statistics(totals: Totals | None, kind: str) -> dict[str, Any]:
+    """Return what all servers have counted; numbers are ``null`` while that cannot be known."""
+    counts: Mapping[str, Any] = totals.counts if totals is not None else {}
+    requests, seconds = counts.get("requests", {}), counts.get("seconds", {})
+    by_status: dict[str, int] = {}
+    for statuses in requests.values():
+        for status, count in statuses.items():
+            by_status[status] = by_status.get(status, 0) + count
+    known = totals is not None
+    failed = counts.get("exceptions", {})
+    return {
+        **(_load(sum(by_status.values()), sum(failed.values()), sum(seconds.values())) if known else _UNKNOWN),
+        "byEndpoint": {
+            name: _load(sum(statuses.values()), failed.get(name, 0), seconds[name])
+            for name, statuses in sorted(requests.items())
+        }
+        if known
+        else None,
+        "byStatus": dict(sorted(by_status.items())) if known else None,
+        "since": to_iso(totals.since) if totals is not None else None,
+        "store": {"kind": kind, "available": known},
+    }
+
+
+_UNKNOWN: dict[str, Any] = {"requests": None, "exceptions": None, "averageSeconds": None}
+
+
+def _load(requests: int, exceptions: int, seconds: float) -> dict[str, Any]:
+    return {
+        "requests": requests,
+        "exceptions": exceptions,
+        "averageSeconds": round(seconds / requests, 6) if requests else 0.0,
+    }
+
+
+def agent(record: AgentRecord, state: str) -> dict[str, Any]:
+    """Return what an agent last said of itself."""
+    return {
+        "id": record.name,
+        "hostname": record.hostname,
+        "pid": record.pid,
+        "version": record.version,
+        "state": state,
+        "jobTypes": list(record.job_types),
+        "startedAt": to_iso(record.started_at),
+        "lastCommunication": _iso(record.heard_at),
+    }
 
 
 def extension(media_type: str) -> str:

@@ -10,126 +10,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.machine.memory import MemoryDatastore
+from tests.contract.conftest import couchbase_store
 from tests.services import CouchbaseServer
 from zerog.datastore.base import Datastore, Entry
 from zerog.datastore.blobs import CHUNK, BlobWriter, read_blob
-from zerog.datastore.couchbase import CouchbaseDatastore
-from zerog.datastore.faulty import FaultyDatastore
 from zerog.datastore.sqlite import SQLiteDatastore
-from zerog.exceptions import AlreadyExists, Conflict, DatastoreError, NotFound, StoreUnavailable
+from zerog.exceptions import AlreadyExists, DatastoreError, NotFound, StoreUnavailable
 
 pytestmark = pytest.mark.requirement("Z1", "Z6")
-
-
-def couchbase_store(server: CouchbaseServer, service: str, deadline: float = 5.0) -> CouchbaseDatastore:
-    address = f"couchbase://127.0.0.1:{server.kv_port}"
-    return CouchbaseDatastore(address, "tester", "password", server.bucket, service=service, deadline=deadline)
-
-
-@pytest.fixture(params=["sqlite", "couchbase", "faulty", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Datastore]:
-    """An empty store: a file, a service in the shared test server, one that may fail, or that of the state machine."""
-    made: Datastore
-    if request.param == "memory":
-        made = MemoryDatastore()
-    elif request.param == "sqlite":
-        made = SQLiteDatastore(tmp_path / "zerog.db", "test", deadline=3.0)
-    elif request.param == "faulty":
-        made = FaultyDatastore(SQLiteDatastore(tmp_path / "zerog.db", "test", deadline=3.0), tmp_path / "faults")
-    else:
-        made = couchbase_store(request.getfixturevalue("couchbase"), f"t{secrets.token_hex(6)}")
-    yield made
-    made.close()
-
-
-def test_a_document_that_was_inserted_is_read(store: Datastore) -> None:
-    cas = store.insert("job:1", b'{"a":1}')
-    document = store.get("job:1")
-    assert (document.body, document.cas) == (b'{"a":1}', cas)
-
-
-def test_a_missing_document_is_not_found(store: Datastore) -> None:
-    with pytest.raises(NotFound):
-        store.get("nothing")
-    with pytest.raises(NotFound):
-        store.replace("nothing", b"{}", 1)
-    with pytest.raises(NotFound):
-        store.remove("nothing")
-
-
-def test_a_second_insert_is_refused_and_changes_nothing(store: Datastore) -> None:
-    store.insert("job:1", b'{"a":1}')
-    with pytest.raises(AlreadyExists):
-        store.insert("job:1", b'{"a":2}')
-    assert store.get("job:1").body == b'{"a":1}'
-
-
-def test_a_replace_needs_the_very_version(store: Datastore) -> None:
-    first = store.insert("job:1", b'{"a":1}')
-    second = store.replace("job:1", b'{"a":2}', first)
-    with pytest.raises(Conflict):
-        store.replace("job:1", b'{"a":3}', first)
-    assert store.get("job:1").body == b'{"a":2}'
-    assert store.get("job:1").cas == second != first
-
-
-def test_a_version_of_a_removed_document_fits_no_successor(store: Datastore) -> None:
-    old = store.insert("job:1", b"{}")
-    store.remove("job:1")
-    store.insert("job:1", b"{}")
-    with pytest.raises(Conflict):
-        store.replace("job:1", b'{"stale":true}', old)
-
-
-def test_only_the_very_version_is_removed_if_one_is_named(store: Datastore) -> None:
-    first = store.insert("job:1", b"{}")
-    second = store.replace("job:1", b'{"a":2}', first)
-    with pytest.raises(Conflict):
-        store.remove("job:1", first)
-    assert store.get("job:1").cas == second
-    store.remove("job:1", second)
-    with pytest.raises(NotFound):
-        store.remove("job:1", second)
-
-
-def test_of_eight_racers_exactly_one_wins(store: Datastore) -> None:
-    cas = store.insert("job:1", b"{}")
-    won: list[int] = []
-    start = threading.Barrier(8)
-
-    def race(racer: int) -> None:
-        start.wait()
-        try:
-            store.replace("job:1", b'{"racer":%d}' % racer, cas)
-            won.append(racer)
-        except Conflict:
-            return
-
-    threads = [threading.Thread(target=race, args=(racer,)) for racer in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert len(won) == 1
-    assert store.get("job:1").body == b'{"racer":%d}' % won[0]
-
-
-def test_get_many_returns_those_that_exist(store: Datastore) -> None:
-    for number in range(1200):
-        if number % 100 == 0:
-            store.insert(f"job:{number}", b'{"n":%d}' % number)
-    found = store.get_many([f"job:{number}" for number in range(1200)])
-    assert {key: document.body for key, document in found.items()} == {
-        f"job:{number}": b'{"n":%d}' % number for number in range(0, 1200, 100)
-    }
-    assert store.get_many([]) == {}
 
 
 def test_insert_all_answers_for_each_document(store: Datastore) -> None:
@@ -139,15 +32,6 @@ def test_insert_all_answers_for_each_document(store: Datastore) -> None:
     assert store.get("a").cas == done["a"]
     assert store.get("b").body == b"{}"
     assert store.get("c").body == b'{"x":3}'
-
-
-@pytest.mark.parametrize("text", ["é ☃ 😀", "\x00\x1f", "a" * 100_000])
-def test_any_text_survives(store: Datastore, text: str) -> None:
-    from zerog import codec
-
-    body = codec.dumps({"text": text})
-    store.insert("job:1", body)
-    assert store.get("job:1").body == body
 
 
 # Logs
@@ -292,11 +176,6 @@ def test_a_closed_store_says_so_and_closes_twice(store: Datastore) -> None:
     store.close()
     with pytest.raises(DatastoreError):
         store.get("a")
-
-
-def test_the_probe_answers(store: Datastore) -> None:
-    store.probe()
-    assert store.get_many(["probe"]) == {}
 
 
 # SQLite alone

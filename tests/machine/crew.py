@@ -25,6 +25,7 @@ from zerog.leases import LeaseWatch
 from zerog.manager import Held, Manager
 from zerog.record import JobRecord
 from zerog.registry import Registry
+from zerog.statistics import Statistics
 from zerog.sweeper import Candidate
 
 #: Seconds: a lease and the TTR of an entry, the time between two walks, and for how long an ended job is kept.
@@ -268,7 +269,9 @@ class Agent(Process):
         self.store_away = False
         self.watch = LeaseWatch(self.clock, LEASE)
         self.tubes = [self.manager.tube(name) for name in TYPES]
-        terms = Terms(self.name, self.tubes, LEASE, 1.0, None, 1_000_000, 1 << 40)
+        terms = Terms(
+            self.name, self.tubes, LEASE, 1.0, None, 1_000_000, 1 << 40, Statistics(None, self.clock, self.name)
+        )
         self.slots = [Slot(self.manager, self.connect(), self.clock, self.watch, terms) for _ in range(SLOTS)]
         self._held_back: frozenset[str] = frozenset()
 

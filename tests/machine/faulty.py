@@ -278,6 +278,9 @@ class FaultyQueue(Queue):
     def stats(self, tube: str) -> TubeStats:
         return self.struck(STATS, lambda: self._inner.stats(tube))
 
+    def peek(self, tube: str) -> bytes | None:
+        return self.struck(STATS, lambda: self._inner.peek(tube))
+
     def identity(self) -> str:
         return self.struck(STATS, self._inner.identity)
 

@@ -362,6 +362,12 @@ class MemoryQueue(Queue):
             states = [entry.state for entry in self._broker.entries.values() if entry.put.tube == tube]
         return TubeStats(*(states.count(state) for state in ("ready", "reserved", "delayed", "buried")))
 
+    def peek(self, tube: str) -> bytes | None:
+        with self._broker.lock:
+            self._broker.ripen()
+            ready = [one for one in self._broker.entries.items() if one[1].state == "ready" and one[1].put.tube == tube]
+        return min(ready, key=lambda one: (one[1].put.priority, one[0]))[1].put.body if ready else None
+
     def identity(self) -> str:
         return str(self._broker.identity)
 

@@ -85,7 +85,12 @@ class Agent:
         self._said: tuple[int, bool] | None = None
         self._say_at = 0.0
         self._chores = Chores(
-            manager, sweep, candidate, also=[self._probe_store, self._notice_pauses], first=[self._say_here]
+            manager,
+            sweep,
+            candidate,
+            also=[self._probe_store, self._notice_pauses],
+            first=[self._say_here],
+            statistics=terms.statistics,
         )
         #: The types that were paused when the slots were told which tubes to serve.
         self._held_back: frozenset[str] = frozenset()
@@ -107,6 +112,7 @@ class Agent:
         self._keeper = Keeper()
         adopt_orphans()  # after the keeper, which is to be nobody's child
         self._chores.start()
+        self._terms.statistics.start()
         logger.info(
             "agent %s serves %s with %d slots", self._terms.agent, ", ".join(self._terms.tubes), len(self._slots)
         )
@@ -278,6 +284,7 @@ class Agent:
 
     def _say_here(self) -> None:
         """Write down who this is and that it lives, in the thread of the chores."""
+        self._terms.statistics.gauge("leases", sum(slot.attempt is not None for slot in self._slots))
         news = (self.superseded, bool(self._signals))
         now = self._clock.monotonic()
         if news != self._said or now >= self._say_at:

@@ -24,6 +24,7 @@ from zerog.outcome import (
     Succeeded,
 )
 from zerog.record import Event
+from zerog.statistics import Statistics
 
 #: Seconds between two writes of a job's progress, and before the first: short jobs need none.
 WRITE_EVERY = 1.0
@@ -34,7 +35,7 @@ _MAX_PROGRESS_MESSAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What all slots of an agent share: its name, its timings in seconds, what it serves."""
+    """What all slots of an agent share: its name, its timings in seconds, what it serves, its counts."""
 
     agent: str
     tubes: Sequence[str]
@@ -43,6 +44,7 @@ class Terms:
     time_limit: float | None
     max_jobs: int
     max_memory: int
+    statistics: Statistics
 
 
 @dataclass(slots=True)

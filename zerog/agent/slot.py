@@ -260,6 +260,7 @@ class Slot:
         self.attempt.started = self._clock.monotonic()  # the commit before it took its time
         self.entries.asked_early = False
         self.phase = Phase.RUNNING
+        self.terms.statistics.add("attempts")
         logger.debug("started job=%s type=%s attempt=%d", record.uuid, record.job_type, record.attempt)
         self.child.pipe.send(
             {
@@ -352,7 +353,9 @@ class Slot:
 
     def _settled(self, held: Held) -> None:
         """The record is written; now the queue's entry (R5)."""
-        record = held.record
+        record, attempt = held.record, self.attempt
+        if attempt is not None and not isinstance(attempt.outcome, GivenBack):
+            self.terms.statistics.observe(record.job_type, self._clock.monotonic() - attempt.started)
         self._end_attempt()
         if record.state is State.QUEUED:
             failpoints.hit("retry.after_record")
@@ -378,6 +381,7 @@ class Slot:
             return  # it is being stopped already
         attempt = self.attempt
         self.superseded += 1
+        self.terms.statistics.add("superseded")
         assert attempt is not None
         logger.warning("superseded job=%s attempt=%d", attempt.uuid, attempt.number)
         if self.phase is Phase.ENDING or self.child is None:

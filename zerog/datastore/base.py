@@ -44,11 +44,9 @@ class Entry:
     body: bytes
 
 
-class Datastore(ABC):
-    """What ZeroG needs of a store.  The module's docstring states the obligations."""
-
-    #: Whether calls inside ``together`` happen all or not at all.
-    shares_commits = False
+class Documents(ABC):
+    """Documents with compare-and-set: all that statistics need of a store.  The module's docstring states the
+    obligations."""
 
     @abstractmethod
     def get(self, key: str) -> Document:
@@ -69,6 +67,21 @@ class Datastore(ABC):
     @abstractmethod
     def remove(self, key: str, cas: int | None = None) -> None:
         """Remove a document; ``NotFound`` if there is none, ``Conflict`` if it is another version than ``cas``."""
+
+    @abstractmethod
+    def probe(self) -> None:
+        """Return if the store answers now; raise ``StoreUnavailable`` otherwise."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back all connections; other threads give back theirs at their next call or end.  May be called twice."""
+
+
+class Datastore(Documents):
+    """What ZeroG needs of a store.  The module's docstring states the obligations."""
+
+    #: Whether calls inside ``together`` happen all or not at all.
+    shares_commits = False
 
     def insert_all(self, documents: Mapping[str, bytes]) -> dict[str, int | DatastoreError]:
         """Insert independent documents side by side; for each key its cas, or what went wrong with it alone."""
@@ -133,14 +146,6 @@ class Datastore(ABC):
     @abstractmethod
     def remove_blob(self, blob: str) -> None:
         """Remove all chunks of a blob; nothing happens if there are none."""
-
-    @abstractmethod
-    def probe(self) -> None:
-        """Return if the store answers now; raise ``StoreUnavailable`` otherwise."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Give back all connections; other threads give back theirs at their next call or end.  May be called twice."""
 
     def give_back_space(self) -> None:
         """Give space that removed things took back to the system, where the store does not do that by itself."""

@@ -273,6 +273,11 @@ class Records:
         """Return how many entries a job type has in the queue, by state."""
         return self.queue.stats(self.tube(job_type))
 
+    def next_in_queue(self, job_type: str) -> str | None:
+        """Return the UUID of the job of a type that an agent would get now; None if none is ready."""
+        body = self.queue.peek(self.tube(job_type))
+        return body.decode("ascii", "replace") if body is not None else None
+
     def close_queue(self) -> None:
         """Close this thread's connection to the queue."""
         queue: Queue | None = getattr(self._local, "queue", None)

@@ -156,6 +156,10 @@ class Queue(ABC):
         """Return how many entries of a tube are in which state."""
 
     @abstractmethod
+    def peek(self, tube: str) -> bytes | None:
+        """Return what the most urgent ready entry of a tube holds, without taking it; None if there is none."""
+
+    @abstractmethod
     def identity(self) -> str:
         """Return a text that changes when the queue may have forgotten its entries.  Also the probe: it must answer."""
 

@@ -359,6 +359,17 @@ class BeanstalkdQueue(Queue):
             found["current-jobs-buried"],
         )
 
+    def peek(self, tube: str) -> bytes | None:
+        _tube(tube)
+        with self._errors:
+            client = self._connected()
+            self._using = tube
+            client.use(tube)
+            try:
+                return bytes(client.peek_ready().body)
+            except greenstalk.NotFoundError:
+                return None
+
     def identity(self) -> str:
         with self._errors:
             client = self._connected()

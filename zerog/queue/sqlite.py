@@ -432,6 +432,12 @@ class SQLiteQueue(Queue):
             rows = connection.execute(_COUNTS, {"tube": tube}).fetchall()
         return TubeStats(**dict(rows))
 
+    def peek(self, tube: str) -> bytes | None:
+        with self._file.transaction as connection:
+            self._ripen(connection, self._clock.now())
+            row = connection.execute(_FIRST, (tube,)).fetchone()
+        return None if row is None else bytes(row[2])
+
     def identity(self) -> str:
         with self._file:
             return str(self._file.connection().execute("SELECT text FROM identity").fetchone()[0])

@@ -7,8 +7,9 @@ import ipaddress
 import logging
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import tornado.web
 from tornado.httpserver import HTTPServer
@@ -27,6 +28,7 @@ from zerog.server.lanes import Lane
 from zerog.server.routes import ENDPOINTS, pattern
 from zerog.server.status import Nothing
 from zerog.server.watcher import Watcher
+from zerog.statistics import Statistics
 from zerog.sweeper import Candidate
 
 logger = logging.getLogger(__name__)
@@ -55,12 +57,15 @@ class Server:
         sweep: float = 30.0,
         allowed_hosts: frozenset[str] = frozenset(_LOOPBACK_NAMES),
         candidate: Candidate | None = None,
+        statistics: Statistics | None = None,
+        configuration: Mapping[str, Any] | None = None,
     ) -> None:
         self._manager = manager
         self._pool = ThreadPoolExecutor(_POOL, thread_name_prefix="pool")
         self._submit: Lane[Submission, Submitted] = Lane("submits", manager.submit_all)
         self._read: Lane[str, JobRecord] = Lane("reads", self._read_all)
-        self._chores = Chores(manager, sweep, candidate, also=[manager.prepare_cursors])
+        self._statistics = statistics if statistics is not None else Statistics(None, clock, "", "off")
+        self._chores = Chores(manager, sweep, candidate, also=[manager.prepare_cursors], statistics=self._statistics)
         self._idle_timeout = idle_timeout
         self.services = Services(
             manager=manager,
@@ -70,8 +75,12 @@ class Server:
             read=self._read,
             pool=self._pool,
             watcher=Watcher(self._read_watched),
+            statistics=self._statistics,
             max_body=max_body,
             allowed_hosts=allowed_hosts,
+            configuration=configuration or {},
+            endpoints=ENDPOINTS,
+            started=(clock.now(), clock.monotonic()),
         )
         self._http: HTTPServer | None = None
 
@@ -79,7 +88,7 @@ class Server:
         """Return the Tornado application."""
         routes = [
             URLSpec(pattern(endpoint.url), Door, {"endpoint": endpoint, "services": self.services})
-            for endpoint in ENDPOINTS
+            for endpoint in self.services.endpoints
         ]
         return tornado.web.Application(
             routes,
@@ -93,6 +102,7 @@ class Server:
         self._submit.start(self._manager.close_queue)
         self._read.start()
         self._chores.start()
+        self._statistics.start()
         application = self.application()
         self._http = HTTPServer(
             application,
@@ -126,7 +136,8 @@ class Server:
             logger.warning("requests were still in flight when the server stopped")
         self._chores.stop()
         loop = asyncio.get_running_loop()
-        for end in (self._submit.stop, self._read.stop, lambda: self._chores.join(_STOP_SECONDS)):
+        ends = (self._submit.stop, self._read.stop, lambda: self._chores.join(_STOP_SECONDS), self._statistics.stop)
+        for end in ends:
             await loop.run_in_executor(None, end)
         self._pool.shutdown(wait=False, cancel_futures=True)
 

@@ -78,6 +78,7 @@ class Door(tornado.web.RequestHandler):
         self._answered = False
         self._received = 0
         self._offer = ""
+        self._failed = self._counted = False
 
     # Before the body
 
@@ -153,6 +154,7 @@ class Door(tornado.web.RequestHandler):
         """Answer before the body was read, let the client finish within bounds, and close the connection."""
         self.set_header("Connection", "close")
         await self._send(self._problem(error), finish=False)
+        self._count()
         stream = self.detach()
         try:
             if "100-continue" not in self.request.headers.get("Expect", "").lower():
@@ -179,6 +181,7 @@ class Door(tornado.web.RequestHandler):
         """Answer in the middle of a body of unknown length, and let the client finish within bounds."""
         self.set_header("Connection", "close")
         await self._send(self._problem(error), finish=False)
+        self._count()
         asyncio.get_running_loop().call_later(_LINGER_SECONDS, self.close_stream)
 
     def on_connection_close(self) -> None:
@@ -211,11 +214,21 @@ class Door(tornado.web.RequestHandler):
             answer = self._problem(error)
         except Exception:
             logger.exception("request failed: %s %s", self.request.method, codec.printable(self.request.path, 200))
+            self._failed = True
             answer = self._problem(InternalError())
         try:
             await self._send(answer)
         except StreamClosedError:
             return  # the client has gone
+        finally:
+            self._count()
+
+    def _count(self) -> None:
+        """Count the request among the statistics, once, whatever became of it."""
+        if not self._counted:
+            self._counted = True
+            seconds = self.request.request_time()
+            self._services.statistics.count_request(self._endpoint.name, self.get_status(), seconds, self._failed)
 
     head = post = put = patch = delete = options = get
 
@@ -337,6 +350,7 @@ class Door(tornado.web.RequestHandler):
         except Exception:
             # The status has gone out: only a connection cut short can still say that the data are not whole.
             logger.exception("stream failed: %s", codec.printable(self.request.path, 200))
+            self._failed = True
             self.close_stream()
         finally:
             await answer.stream.aclose()  # type: ignore[attr-defined]
@@ -357,8 +371,10 @@ class Door(tornado.web.RequestHandler):
         for name, value in {**_ALWAYS, **answer.headers}.items():
             self.set_header(name, value)
         self.set_status(error.status)
+        self._failed = error.status >= 500
         self._write_body(answer)
         self.finish()
+        self._count()
 
     def compute_etag(self) -> str | None:
         """Return None: endpoints give their own entity tags."""

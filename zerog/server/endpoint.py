@@ -7,7 +7,7 @@ An endpoint says what it is (name, URL, parameters, offers) and defines the meth
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -21,6 +21,7 @@ from zerog.record import JobRecord
 from zerog.registry import Registry
 from zerog.server.lanes import Lane
 from zerog.server.watcher import Watcher
+from zerog.statistics import Statistics
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -87,8 +88,14 @@ class Services:
     read: Lane[str, JobRecord]
     pool: Executor
     watcher: Watcher
+    statistics: Statistics
     max_body: int
     allowed_hosts: frozenset[str]
+    #: What ``/view_status`` shows of the settings, and every endpoint that is served.
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    endpoints: Sequence[type[Endpoint]] = ()
+    #: When this process began, as time and on the monotonic clock.
+    started: tuple[float, float] = (0.0, 0.0)
     #: Requests whose bodies are on their way, with the monotonic time of their headers.
     arriving: dict[Any, float] = field(default_factory=dict)
 

@@ -163,11 +163,53 @@ def _schemas() -> dict[str, Any]:
         "Retries": _object({"items": {"type": "array", "items": _object(_RETRIED, ("job", "status"))}, "href": _HREF}),
         "Pruned": _object({"pruned": _COUNT, "next": _nullable("integer"), "href": _HREF}),
         "Start": _object(start),
+        "Status": _status(),
         "Health": _object({"status": text}),
         "Ready": _object({"status": text, "store": text, "queue": text}),
         "Description": {"type": "object"},
         "Problem": _problem(),
     }
+
+
+def _status() -> dict[str, Any]:
+    text, number = {"type": "string"}, {"type": "number", "minimum": 0}
+    names = {"type": "array", "items": text}
+    load = {"requests": _nullable("integer"), "exceptions": _nullable("integer"), "averageSeconds": _nullable("number")}
+    process = {
+        "pid": _COUNT, "host": text, "start": _TIME, "uptime": number, "memory": _COUNT, "cpu": number,
+        "threads": _COUNT, "version": text,
+    }  # fmt: skip
+    agent = {
+        "id": text, "hostname": text, "pid": _COUNT, "version": text, "jobTypes": names, "startedAt": _TIME,
+        "state": {**text, "enum": ["running", "draining", "stopped", "offline"]},
+        "lastCommunication": _nullable("string", format="date-time"),
+    }  # fmt: skip
+    endpoint = {"name": text, "url": text, "methods": names, "required": names, "optional": names}
+    of_type = {"jobType": text, "queue": _QUEUE, "paused": {"type": "boolean"}, "href": _HREF}
+    statistics = {
+        **load,
+        "byEndpoint": {"type": ["object", "null"], "additionalProperties": _object(load)},
+        "byStatus": {"type": ["object", "null"], "additionalProperties": _COUNT},
+        "since": _nullable("string", format="date-time"),
+        "store": _object({"kind": text, "available": {"type": "boolean"}}),
+    }
+    return _object(
+        {
+            "href": _HREF,
+            "service": text,
+            "process": _object(process),
+            "configuration": {"type": "object", "additionalProperties": _object({"value": {}, "source": text})},
+            "endpoints": {"type": "array", "items": _object(endpoint)},
+            "statistics": _object(statistics),
+            "queue": _object({"available": {"type": "boolean"}, "items": {"type": "array", "items": _object(of_type)}}),
+            "agents": _object(
+                {
+                    "items": {"type": "array", "items": _object(agent)},
+                    "states": {"type": "object", "additionalProperties": _COUNT},
+                }
+            ),
+        }
+    )
 
 
 class Description(Endpoint):
@@ -180,9 +222,7 @@ class Description(Endpoint):
 
     def get(self) -> Answer:
         """Send the description."""
-        from zerog.server.routes import ENDPOINTS  # the table holds this class, so it comes later
-
-        return Answer(describe(ENDPOINTS, self.services.registry))
+        return Answer(describe(self.services.endpoints, self.services.registry))
 
 
 def describe(endpoints: Iterable[type[Endpoint]], registry: Registry) -> dict[str, Any]:

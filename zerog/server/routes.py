@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from zerog.server import jobs, openapi, status
+from zerog.server import jobs, openapi, overview, status
 from zerog.server.endpoint import Endpoint
 
 ENDPOINTS: tuple[type[Endpoint], ...] = (
@@ -29,6 +29,8 @@ ENDPOINTS: tuple[type[Endpoint], ...] = (
     openapi.Description,
     status.Health,
     status.Ready,
+    overview.ViewStatus,
+    overview.Metrics,
     status.Style,
 )
 

@@ -26,6 +26,7 @@ _TEMPLATES: Mapping[str, str] = {
     "events": "events.html",
     "types": "types.html",
     "type": "type.html",
+    "view_status": "view_status.html",
     "problem": "problem.html",
 }
 

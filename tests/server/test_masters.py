@@ -1,0 +1,256 @@
+"""Interchangeable masters: several processes on one port, several servers over one store, one truth."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.deployment import Deployment, alive
+from tests.services import Memcached, free_port, wait_until
+
+TWO = {"processes": "2"}
+
+
+@pytest.fixture
+def zerog(tmp_path: Path) -> Iterator[Deployment]:
+    """A deployment whose server is not started yet."""
+    made = Deployment(tmp_path / "zerog")
+    yield made
+    made.close()
+
+
+def status_of(url: str) -> dict[str, Any]:
+    answer: dict[str, Any] = httpx.get(f"{url}/view_status", timeout=10).json()
+    return answer
+
+
+def serving(zerog: Deployment) -> set[int]:
+    """Return which processes have answered some requests, each on a connection of its own."""
+    return {status_of(zerog.url)["process"]["pid"] for _ in range(8)}
+
+
+def both(zerog: Deployment) -> set[int]:
+    return wait_until(lambda: pids if len(pids := serving(zerog)) == 2 else None, 20, "two processes answer")
+
+
+# Several processes on one port
+
+
+@pytest.mark.requirement("M3", "M4")
+def test_several_processes_answer_on_one_port_and_end_together(zerog: Deployment) -> None:
+    parent = zerog.start_server(**TWO)
+    pids = both(zerog)
+    assert pids == {one.pid for one in psutil.Process(parent.pid).children()}
+    opened = {Path(one.path).suffix for one in psutil.Process(parent.pid).open_files()}
+    assert opened <= {".log"}, "the parent has neither store nor queue"
+    assert parent.terminate(20) == 0
+    assert not any(alive(pid) for pid in pids)
+    assert "Traceback" not in zerog.log("server")
+
+
+@pytest.mark.requirement("M3")
+def test_a_process_that_dies_is_replaced_within_a_second_and_the_others_answer(zerog: Deployment) -> None:
+    parent = psutil.Process(zerog.start_server(**TWO).pid)
+
+    def replaced(old: set[int]) -> bool:
+        return len({one.pid for one in parent.children() if alive(one.pid)} - old) == 1
+
+    for _ in range(3):
+        pids = both(zerog)
+        victim = min(pids)
+        psutil.Process(victim).send_signal(signal.SIGKILL)
+        since = time.monotonic()
+        wait_until(partial(replaced, pids), 5, "another one")
+        assert time.monotonic() - since < 1.0
+        # Meanwhile who connects gets an answer: what nobody has accepted waits for the others.
+        assert httpx.get(f"{zerog.url}/readyz").status_code == 200
+        assert victim not in both(zerog)
+
+
+@pytest.mark.requirement("M3")
+def test_no_process_outlives_its_parent(zerog: Deployment) -> None:
+    parent = zerog.start_server(**TWO)
+    pids = both(zerog)
+    parent.kill()
+    wait_until(lambda: not any(alive(pid) for pid in pids), 10, "the processes of a killed parent end")
+
+
+@pytest.mark.requirement("M3")
+def test_a_server_that_cannot_begin_ends_at_once_and_says_why(zerog: Deployment) -> None:
+    process = zerog._start("server", processes="3", applications="no.such.application")
+    assert process.popen.wait(20) == 1
+    assert "no.such.application" in process.log.read_text()
+    assert "Traceback" not in process.log.read_text()
+
+
+# Several servers
+
+
+@pytest.fixture(params=["datastore", "memcached"])
+def masters(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Deployment, str, Memcached | None]]:
+    """Two servers and an agent over one store; the second address, and where they count."""
+    memcached = Memcached(tmp_path / "memcached").start() if request.param == "memcached" else None
+    made = Deployment(tmp_path / "zerog", stats=memcached.url if memcached is not None else "datastore")
+    other = free_port()
+    second = None
+    try:
+        made.start()
+        second = made._start("server", port=str(other))
+        wait_until(lambda: answers(other), 20, "the second server")
+        yield made, f"http://127.0.0.1:{other}", memcached
+    finally:
+        if second is not None:
+            second.kill()
+        made.close()
+        if memcached is not None:
+            memcached.stop()
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def after_quiet(url: str) -> dict[str, Any]:
+    time.sleep(1.0 + 0.5)  # the second of quiet after which the figures are exact, and what a busy machine adds
+    statistics: dict[str, Any] = status_of(url)["statistics"]
+    return statistics
+
+
+@pytest.mark.requirement("G11", "G12", "M3", "M21", "M23", "M24")
+def test_seven_requests_are_seven_whichever_server_is_asked(
+    masters: tuple[Deployment, str, Memcached | None],
+) -> None:
+    zerog, other, memcached = masters
+    for number in range(7):
+        httpx.get(f"{(zerog.url, other)[number % 2]}/types")
+    httpx.delete(f"{other}/types")  # 405
+    httpx.get(f"{other}/types", headers={"Accept": "image/png"})  # 406
+    httpx.get(f"{zerog.url}/nowhere")
+    for url in (zerog.url, other):
+        statistics = after_quiet(url)
+        assert statistics["byEndpoint"]["types"]["requests"] == 9
+        assert (statistics["byStatus"]["405"], statistics["byStatus"]["406"], statistics["byStatus"]["404"]) == (
+            1,
+            1,
+            1,
+        )
+        assert statistics["exceptions"] == 0
+        assert 0 < statistics["byEndpoint"]["types"]["averageSeconds"] < 5
+        assert statistics["store"] == {"kind": "datastore" if memcached is None else "memcached", "available": True}
+        assert sum(one["requests"] for one in statistics["byEndpoint"].values()) == statistics["requests"]
+        assert sum(statistics["byStatus"].values()) == statistics["requests"]
+    # Who ends in order, and who is killed, leaves its counts.
+    assert zerog.server is not None
+    zerog.server.terminate(20)
+    assert after_quiet(other)["byEndpoint"]["types"]["requests"] == 9
+    zerog.start_server()
+    httpx.get(f"{zerog.url}/types")
+    assert after_quiet(other)["byEndpoint"]["types"]["requests"] == 10
+    zerog.server.kill()
+    assert after_quiet(other)["byEndpoint"]["types"]["requests"] == 10
+
+
+@pytest.mark.requirement("G11", "G16")
+def test_without_memcached_everything_goes_on_and_the_status_says_so(tmp_path: Path) -> None:
+    memcached = Memcached(tmp_path / "memcached").start()
+    zerog = Deployment(tmp_path / "zerog", stats=memcached.url)
+    try:
+        zerog.start()
+        zerog.client.get("/types")
+        assert after_quiet(zerog.url)["byEndpoint"]["types"]["requests"] == 1
+        stopped = (partial(memcached.signal, signal.SIGSTOP), partial(memcached.signal, signal.SIGCONT))
+        gone: tuple[Callable[[], Any], Callable[[], Any]] = (memcached.stop, memcached.start)
+        for injure, heal in (stopped, gone):
+            injure()
+            uuid = zerog.submit("noop")
+            assert zerog.wait(uuid)["state"] == "succeeded"
+            begun = time.monotonic()
+            statistics = status_of(zerog.url)["statistics"]
+            assert time.monotonic() - begun < 2
+            assert statistics["store"] == {"kind": "memcached", "available": False}
+            assert statistics["requests"] is statistics["byEndpoint"] is statistics["byStatus"] is None
+            heal()
+            wait_until(lambda: status_of(zerog.url)["statistics"]["store"]["available"], 10)
+        assert after_quiet(zerog.url)["byEndpoint"]["types"]["requests"] == 1, "a living process has lost nothing"
+        assert "Traceback" not in zerog.log("server")
+    finally:
+        zerog.close()
+        memcached.stop()
+
+
+@pytest.mark.requirement("G12", "G13", "G14", "G15")
+def test_the_status_shows_process_configuration_endpoints_queue_and_agents(zerog: Deployment) -> None:
+    zerog.environment.update(ZEROG_TOKEN="hunter2-token", ZEROG_SERVER="http://me:hunter2-password@127.0.0.1:1")
+    zerog.start()
+    view = zerog.client.get("/view_status").json()
+    assert zerog.server is not None
+    assert view["process"]["pid"] == zerog.server.pid
+    memory = psutil.Process(zerog.server.pid).memory_info().rss
+    assert view["process"]["memory"] == pytest.approx(memory, rel=0.1)
+    assert view["process"]["cpu"] == pytest.approx(sum(psutil.Process(zerog.server.pid).cpu_times()[:2]), abs=0.3)
+    assert view["configuration"]["port"] == {"value": zerog.port, "source": "ZEROG_PORT"}
+    assert view["configuration"]["retention"]["source"] == "default"
+    assert "hunter2" not in str(view)
+    assert view["configuration"]["token"]["value"] == "**********"
+    jobs = next(one for one in view["endpoints"] if one["name"] == "jobs")
+    assert jobs == {"name": "jobs", "url": "/jobs", "methods": ["GET"], "required": [],
+                    "optional": ["cursor", "limit", "state", "type"]}  # fmt: skip
+    assert {"view_status", "metrics", "run job"} <= {one["name"] for one in view["endpoints"]}
+    assert next(one for one in view["queue"]["items"] if one["jobType"] == "noop")["queue"]["ready"] == 0
+    wait_until(lambda: zerog.client.get("/view_status").json()["agents"]["states"]["running"] == 1, 10)
+    zerog.agents.pop().terminate()
+    (agent,) = wait_until(
+        lambda: [one for one in zerog.client.get("/view_status").json()["agents"]["items"] if one["state"] == "stopped"]
+    )
+    assert agent["jobTypes"]
+    page = zerog.client.get("/view_status", headers={"Accept": "text/html"})
+    assert page.status_code == 200 and agent["id"] in page.text and "hunter2" not in page.text
+
+
+# Metrics
+
+
+def samples(text: str) -> dict[str, float]:
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+
+@pytest.mark.requirement("G12", "M23")
+def test_metrics_are_those_of_all_processes(masters: tuple[Deployment, str, Memcached | None]) -> None:
+    zerog, other, _ = masters
+    for _ in range(3):
+        zerog.wait(zerog.submit("noop"))
+    failing = zerog.submit("raise", {"what": "exception"})
+    zerog.wait(failing)
+    zerog.client.post("/types/sleep/pause", json={})
+    waiting = [zerog.submit("sleep", {"seconds": 0}) for _ in range(2)]
+
+    after_quiet(other)
+    answer = httpx.get(f"{other}/metrics", headers={"Accept": "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"})
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert not any(uuid in answer.text for uuid in waiting), "no ids in labels"
+    found = samples(answer.text)
+    attempts = zerog.job(failing)["attempt"]
+    assert found["zerog_attempts_total"] == 3 + attempts
+    assert found['zerog_job_seconds_count{type="noop"}'] == 3
+    assert found['zerog_job_seconds_bucket{le="+Inf",type="noop"}'] == 3
+    assert found['zerog_job_seconds_bucket{le="86400",type="noop"}'] == 3
+    assert found['zerog_job_seconds_sum{type="noop"}'] < 3
+    assert found['zerog_queue_depth{type="sleep"}'] == 2
+    assert 0 <= found['zerog_queue_age_seconds{type="sleep"}'] < 60
+    assert found["zerog_leases"] == 0
+    assert found['zerog_agents{state="running"}'] == 1
+    assert found["zerog_superseded_total"] == 0
+    assert found["zerog_sweeps_total"] > 0
+    assert found['zerog_requests_total{endpoint="run job",status="202"}'] == 6

@@ -1,0 +1,141 @@
+"""What this process, all servers together, the queue and the agents are doing: ``/view_status`` and ``/metrics``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import zerog
+from zerog import views
+from zerog.clock import to_iso
+from zerog.exceptions import DatastoreError, QueueError, UnknownJob
+from zerog.server.endpoint import Answer, Endpoint
+from zerog.statistics import Totals
+
+#: Seconds that the statistics get: their store may be another one, and what it does must hold up nothing.
+_STATISTICS_WITHIN = 1.0
+#: Agents that are shown.
+_AGENTS = 100
+
+#: As the format's own description has it.
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Overview(Endpoint):
+    """Base of what looks at everything."""
+
+    async def totals(self) -> Totals | None:
+        """Return what all processes have counted; None while that cannot be known."""
+        try:
+            return await asyncio.wait_for(self.off_loop(self.services.statistics.read), _STATISTICS_WITHIN)
+        except (DatastoreError, TimeoutError):
+            return None
+
+    def agents(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Return the newest agents, and how many there are in which state."""
+        shown: list[dict[str, Any]] = []
+        states = dict.fromkeys(("running", "draining", "stopped", "offline"), 0)
+        for record in self.manager.fleet.newest():
+            state = self.manager.fleet.state(record)
+            states[state] += 1
+            if len(shown) < _AGENTS:
+                shown.append(views.agent(record, state))
+        return shown, states
+
+
+class ViewStatus(Overview):
+    """The state of the service, as seen by one of its processes."""
+
+    name = "view_status"
+    url = "/view_status"
+    responses = {"GET": {200: ("this process, all servers together, the queue and the agents", "Status")}}
+
+    async def get(self) -> Answer:
+        """Show everything that helps whoever operates it."""
+        totals = await self.totals()
+        queue, (agents, states) = await self.off_loop(self._queue), await self.off_loop(self.agents)
+        body = {
+            "href": self.url,
+            "service": self.manager.service,
+            "process": self._process(),
+            "configuration": dict(self.services.configuration),
+            "endpoints": [described(one) for one in self.services.endpoints],
+            "statistics": views.statistics(totals, self.services.statistics.kind),
+            "queue": queue,
+            "agents": {"items": agents, "states": states},
+        }
+        return Answer(body, page="view_status")
+
+    def _process(self) -> dict[str, Any]:
+        began, since = self.services.started
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "start": to_iso(began),
+            "uptime": round(self.services.clock.monotonic() - since, 3),
+            "memory": pages * os.sysconf("SC_PAGE_SIZE"),
+            "cpu": round(time.process_time(), 3),
+            "threads": threading.active_count(),
+            "version": zerog.__version__,
+        }
+
+    def _queue(self) -> dict[str, Any]:
+        paused = self.manager.pauses()
+        items = []
+        for name in self.services.registry.names:
+            stats = self.manager.queue_stats_or_none(name)
+            items.append(
+                {"jobType": name, "queue": views.queue(stats), "paused": name in paused, "href": f"/types/{name}"}
+            )
+        return {"available": all(one["queue"] is not None for one in items), "items": items}
+
+
+def described(endpoint: type[Endpoint]) -> dict[str, Any]:
+    """Return what an endpoint says of itself."""
+    parameters = [one for several in endpoint.parameters.values() for one in several]
+    return {
+        "name": endpoint.name,
+        "url": endpoint.url,
+        "methods": list(endpoint.methods()),
+        "required": sorted({one.name for one in parameters if one.required}),
+        "optional": sorted({one.name for one in parameters if not one.required}),
+    }
+
+
+class Metrics(Overview):
+    """What Prometheus scrapes: the whole service, all hosts, from any server."""
+
+    name = "metrics"
+    url = "/metrics"
+    offers = ("text/plain",)
+    responses = {"GET": {200: ("the text format of Prometheus, version 0.0.4", "Bytes")}}
+
+    async def get(self) -> Answer:
+        """Send the metrics."""
+        totals = await self.totals()
+        return Answer(await self.off_loop(self._text, totals), media_type=MEDIA_TYPE)
+
+    def _text(self, totals: Totals | None) -> bytes:
+        from zerog.server.metrics import exposition
+
+        queues = [(name, *self._queue_of(name)) for name in self.services.registry.names]
+        return exposition(totals, queues, self.agents()[1])
+
+    def _queue_of(self, job_type: str) -> tuple[int | None, float | None]:
+        """Return how many of a type wait in the queue, and for how long the next one has been due."""
+        stats = self.manager.queue_stats_or_none(job_type)
+        if stats is None:
+            return None, None
+        age = 0.0
+        if stats.ready:
+            with suppress(QueueError, UnknownJob):
+                record = self.manager.get(self.manager.next_in_queue(job_type) or "")
+                age = max(0.0, self.services.clock.now() - record.due_since)
+        return stats.ready + stats.delayed, age
