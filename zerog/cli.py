@@ -26,6 +26,8 @@ from zerog.console import EXIT, as_values, follow_to_end, print_rows, safe
 from zerog.exceptions import ConfigurationError, ServerUnreachable, ZerogError
 
 _EXIT_REFUSED = 4
+#: Where ``--ca`` waits until a command makes its client.
+_CA = "zerog.ca"
 
 
 class _Formatter(logging.Formatter):
@@ -201,12 +203,85 @@ def chaos(document: str | None, as_json: bool, **wanted: Any) -> None:
     sys.exit(1 if not all(report.clean for report in reports) else 0)
 
 
+@main.group(cls=_Group)
+def token() -> None:
+    """Tokens: made, listed and revoked in the store itself, by whoever can reach it."""
+
+
+def _tokens(config_file: str | None, verbose: bool, flags: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the tokens, and the store that they are in, which is to be closed."""
+    from zerog.bootstrap import open_store
+    from zerog.clock import Clock
+    from zerog.tokens import Tokens
+
+    settings = _load(config_file, verbose, flags)
+    store = open_store(settings, settings.deadline)
+    return Tokens(store, Clock()), store
+
+
+@token.command("create")
+@click.argument("name")
+@click.option("--role", "roles", multiple=True, metavar="ROLE", help="submit, read, operate, agent, proxy or admin")
+@click.option("--type", "types", multiple=True, metavar="TYPE", help="only for jobs of this type; may be repeated")
+@with_settings("everything")
+def token_create(
+    name: str, roles: tuple[str, ...], types: tuple[str, ...], config: str | None, verbose: bool, **flags: Any
+) -> None:
+    """Make a token and print it, once.  From the first one on, servers answer only who has one."""
+    tokens, store = _tokens(config, verbose, flags)
+    try:
+        made, secret = tokens.create(name, roles, types)
+    finally:
+        store.close()
+    shown = {"id": made.id, "name": made.name, "token": secret, "roles": list(made.roles), "types": list(made.types)}
+    click.echo(json.dumps(shown))
+
+
+@token.command("list")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@with_settings("everything")
+def token_list(as_json: bool, config: str | None, verbose: bool, **flags: Any) -> None:
+    """List the tokens, without their secrets."""
+    tokens, store = _tokens(config, verbose, flags)
+    try:
+        found = [one.view() for one in tokens.all()]
+    finally:
+        store.close()
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    print_rows(
+        ("ID", "NAME", "ROLES", "TYPES", "CREATED"),
+        [(t["id"], t["name"], ",".join(t["roles"]), ",".join(t["types"]) or "all", t["createdAt"]) for t in found],
+    )
+
+
+@token.command("revoke")
+@click.argument("token_id", metavar="ID")
+@with_settings("everything")
+def token_revoke(token_id: str, config: str | None, verbose: bool, **flags: Any) -> None:
+    """Take a token back: within seconds no server accepts it any more."""
+    tokens, store = _tokens(config, verbose, flags)
+    try:
+        revoked = tokens.revoke(token_id)
+    finally:
+        store.close()
+    click.echo(f"revoked {revoked.id} ({safe(revoked.name)})")
+
+
 # Commands over HTTP
 
 
 def over_http(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command a client and ``--json``."""
     function = click.option("--json", "as_json", is_flag=True, help="print JSON")(function)
+    function = click.option(
+        "--ca",
+        metavar="FILE",
+        expose_value=False,
+        help="PEM file with the certificates to trust  [ZEROG_CA]",
+        callback=lambda context, _, value: context.meta.update({_CA: value}),
+    )(function)
     function = click.option("--token", metavar="TOKEN", help="token to send  [ZEROG_TOKEN]")(function)
     return click.option("--server", metavar="URL", help="server to talk to  [ZEROG_SERVER, http://127.0.0.1:8888]")(
         function
@@ -214,8 +289,9 @@ def over_http(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _client(server: str | None, token: str | None) -> Client:
-    settings = config.load(None, {"server": server, "token": token})
-    return Client(settings.server, settings.token)
+    ca = click.get_current_context().meta.get(_CA)
+    settings = config.load(None, {"server": server, "token": token, "ca": ca})
+    return Client(settings.server, settings.token, settings.ca)
 
 
 @main.command()

@@ -17,12 +17,13 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import ssl
 import uuid as uuids
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
 
-from zerog.exceptions import InternalError, ServerUnreachable, ZerogError, tree
+from zerog.exceptions import BadSetting, InternalError, ServerUnreachable, ZerogError, tree
 
 _TIMEOUT = 75.0
 _BLOCK = 256 * 1024
@@ -33,12 +34,22 @@ _TRIES = 2
 
 
 class Client:
-    """Talks to one server.  ``url`` defaults to ``ZEROG_SERVER``, else to this machine's port 8888."""
+    """Talks to one server.  ``url`` defaults to ``ZEROG_SERVER``, else to this machine's port 8888.
 
-    def __init__(self, url: str | None = None, token: str | None = None) -> None:
+    ``token`` defaults to ``ZEROG_TOKEN``; ``ca`` is a PEM file with the certificates that are trusted instead of the
+    system's.
+    """
+
+    def __init__(self, url: str | None = None, token: str | None = None, ca: str | None = None) -> None:
         self.url = (url or os.environ.get("ZEROG_SERVER") or "http://127.0.0.1:8888").rstrip("/")
         self._token = token or os.environ.get("ZEROG_TOKEN")
         self._parts = urlsplit(self.url)
+        self._tls: ssl.SSLContext | None = None
+        if self._parts.scheme == "https":
+            try:
+                self._tls = ssl.create_default_context(cafile=ca or os.environ.get("ZEROG_CA"))
+            except OSError as error:
+                raise BadSetting(f"the certificates in {ca or os.environ.get('ZEROG_CA')}: {error}") from error
 
     # Jobs
 
@@ -232,8 +243,10 @@ class Client:
         return sent
 
     def _connection(self) -> http.client.HTTPConnection:
-        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
-        return kind(self._parts.hostname or "127.0.0.1", self._parts.port, timeout=_TIMEOUT)
+        host, port = self._parts.hostname or "127.0.0.1", self._parts.port
+        if self._tls is not None:
+            return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT, context=self._tls)
+        return http.client.HTTPConnection(host, port, timeout=_TIMEOUT)
 
 
 def _job(uuid: str) -> str:

@@ -89,6 +89,10 @@ def _processes(value: Any) -> int:
     return number
 
 
+def _rate(value: Any) -> int:
+    return 0 if str(value) == "0" else _count(value)
+
+
 def _port(value: Any) -> int:
     if str(value).isascii() and str(value).isdigit() and 0 <= int(str(value)) <= 65535:
         return int(str(value))
@@ -191,6 +195,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("insecure", False, _flag, "allow a bind to other than loopback without tokens", "server"),
     Setting("allowed_hosts", None, _optional_list, "Host names that are answered for; * for any", "server"),
     Setting("max_body", "1MiB", _body, "largest body of a request", "server"),
+    Setting("tls_certificate", None, _text, "PEM file with the certificate and its chain, for https", "server"),
+    Setting("tls_key", None, _text, "PEM file with the key of tls_certificate", "server"),
+    Setting("allowed_origins", None, _optional_list, "origins whose pages may use the API, such as https://example.org",
+            "server"),
+    Setting("rate_limit", 0, _rate, "requests a minute for each token; 0 for no limit", "server"),
     Setting("idle_timeout", 30, _seconds, "time for a complete header, and for an idle connection", "server"),
     Setting("slots", None, lambda value: None if value is None else _count(value),
             "how many jobs an agent runs at once; by default one for each CPU", "agent"),
@@ -202,6 +211,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("max_memory", "512MiB", _bytes, "memory above which a child process is replaced after its job", "agent"),
     Setting("server", "http://127.0.0.1:8888", _url("http", "https"), "the server that commands talk to", "client"),
     Setting("token", None, _text, "token that commands send", "client"),
+    Setting("ca", None, _text, "PEM file with the certificates that commands trust, instead of the system's", "client"),
 )  # fmt: skip
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -230,6 +240,10 @@ class Settings:
     insecure: bool
     allowed_hosts: tuple[str, ...] | None
     max_body: int
+    tls_certificate: str | None
+    tls_key: str | None
+    allowed_origins: tuple[str, ...] | None
+    rate_limit: int
     idle_timeout: float
     slots: int | None
     job_types: tuple[str, ...] | None
@@ -240,6 +254,7 @@ class Settings:
     max_memory: int
     server: str
     token: str | None
+    ca: str | None
     base: Path
     sources: Mapping[str, str]
     warnings: tuple[str, ...] = ()

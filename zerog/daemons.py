@@ -19,6 +19,7 @@ from zerog.config import SETTINGS, Settings, shown
 from zerog.exceptions import BadSetting, DatastoreError
 from zerog.supervisor import Supervisor
 from zerog.sweeper import Candidate
+from zerog.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,11 @@ def run_server(settings: Settings) -> None:
         sys.exit(_supervise(settings))
     _follow_parent()
     _arm()
-    app.check_address(settings.address, settings.insecure, settings.sources["address"])
     parts = bootstrap.assemble(settings)
+    tokens = Tokens(parts.store, parts.clock)
+    app.check_address(settings.address, settings.insecure, settings.sources["address"], tokens)
+    source = settings.sources["tls_certificate" if settings.tls_certificate is not None else "tls_key"]
+    tls = app.read_tls(_path(settings, settings.tls_certificate), _path(settings, settings.tls_key), source)
     sockets = inherited or app.bind(settings.address, settings.port)
     name = f"server-{bootstrap.process_name()}"
     lock = bootstrap.make_lock(settings, parts.clock, name)
@@ -55,7 +59,14 @@ def run_server(settings: Settings) -> None:
         Candidate(name, lock.presence),
         bootstrap.open_statistics(parts, name, lock),
         shown(settings),
+        tokens,
+        tls,
+        frozenset(origin.lower().rstrip("/") for origin in settings.allowed_origins or ()),
+        settings.rate_limit,
     )
+    server.prepare()
+    if tokens.known_on and tls is None and not app.is_loopback(settings.address):
+        logger.warning("tokens travel in clear text: tls_certificate and tls_key are not set")
     if not inherited:
         say_where(settings, parts)
         _say_address(settings, sockets)
@@ -72,7 +83,6 @@ def _supervise(settings: Settings) -> int:
     from zerog.server import app
 
     _follow_parent()
-    app.check_address(settings.address, settings.insecure, settings.sources["address"])
     sockets = app.bind(settings.address, settings.port)
     _say_address(settings, sockets)
     supervisor = Supervisor(
@@ -88,7 +98,12 @@ def _say_address(settings: Settings, sockets: Sequence[socket.socket]) -> None:
     port = sockets[0].getsockname()[1]
     shown = f"[{settings.address}]" if ":" in settings.address else settings.address
     several = f" in {settings.processes} processes" if settings.processes > 1 else ""
-    logger.info("server listens on http://%s:%d%s", shown, port, several)
+    scheme = "http" if settings.tls_certificate is None else "https"
+    logger.info("server listens on %s://%s:%d%s", scheme, shown, port, several)
+
+
+def _path(settings: Settings, text: str | None) -> str | None:
+    return None if text is None else str(settings.path(text))
 
 
 def _inherited_sockets() -> list[socket.socket]:
@@ -135,8 +150,13 @@ def run_up(settings: Settings, arguments: Sequence[str]) -> int:
     """Run a server and an agent as two processes; drain the agent before the server stops."""
     from zerog.server import app
 
-    app.check_address(settings.address, settings.insecure, settings.sources["address"])
-    bootstrap.assemble(settings).store.close()
+    parts = bootstrap.assemble(settings)
+    try:
+        app.check_address(
+            settings.address, settings.insecure, settings.sources["address"], Tokens(parts.store, parts.clock)
+        )
+    finally:
+        parts.store.close()
     for end in app.bind(settings.address, settings.port):
         end.close()  # free: otherwise the agent would start before the server found out
     server = _start("server", settings, ("everything", "server"))

@@ -13,6 +13,7 @@ import zerog
 from zerog import bootstrap
 from zerog.config import Settings
 from zerog.exceptions import ZerogError
+from zerog.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +40,8 @@ def _versions() -> Iterator[Finding]:
 
 
 def _settings(settings: Settings) -> Iterator[Finding]:
-    from zerog.server.app import is_loopback
-
     for warning in settings.warnings:
         yield Finding("warning", "settings", warning)
-    if not is_loopback(settings.address):
-        level = "warning" if settings.insecure else "broken"
-        yield Finding(level, "address", f"{settings.address} can be reached by others, without authentication")
     if settings.sweep > 10 * settings.lease:
         yield Finding("warning", "sweep", "it is much longer than the lease, so lost jobs wait long")
 
@@ -59,6 +55,7 @@ def _parts(settings: Settings) -> Iterator[Finding]:
     yield Finding("ok", "applications", f"{len(parts.registry.names)} job types: {', '.join(parts.registry.names)}")
     try:
         yield from _probe_store(parts)
+        yield from _who_may(parts)
         yield from _probe_queue(parts)
     finally:
         parts.store.close()
@@ -73,6 +70,24 @@ def _probe_store(parts: bootstrap.Parts) -> Iterator[Finding]:
     yield Finding("ok", "datastore", "it answers")
     for warning in parts.store.warnings():
         yield Finding("warning", "datastore", warning)
+
+
+def _who_may(parts: bootstrap.Parts) -> Iterator[Finding]:
+    from zerog.server.app import is_loopback
+
+    settings = parts.settings
+    tokens = Tokens(parts.store, parts.clock)
+    try:
+        tokens.look()
+    except ZerogError:
+        return  # the store does not answer, which is said already
+    if tokens.on:
+        yield Finding("ok", "tokens", "they are on")
+        if settings.tls_certificate is None and not is_loopback(settings.address):
+            yield Finding("warning", "tokens", "they travel in clear text: tls_certificate and tls_key are not set")
+    elif not is_loopback(settings.address):
+        level = "warning" if settings.insecure else "broken"
+        yield Finding(level, "address", f"{settings.address} can be reached by others, and there are no tokens")
 
 
 def _probe_queue(parts: bootstrap.Parts) -> Iterator[Finding]:

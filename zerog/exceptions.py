@@ -11,12 +11,13 @@ of a problem document.  ``code`` is the stable word that programs compare.
     │   │   ├── InvalidJSON, EmptyBody, DuplicateKey, InvalidNumber, NumberOutOfRange
     │   │   ├── TooDeep, InvalidUTF8, InvalidUnicode, ObjectExpected
     │   │   └── InvalidParameter         one name in the query or a header; carries ``parameter``
-    │   ├── CrossOrigin                  403
-    │   ├── UnknownResource              404, with UnknownJob and UnknownType below it
+    │   ├── Unauthenticated 401
+    │   ├── Forbidden, CrossOrigin       403
+    │   ├── UnknownResource              404, with UnknownJob, UnknownType and UnknownToken below it
     │   ├── MethodNotAllowed 405, NotAcceptable 406, RequestTimeout 408
     │   ├── StateConflict                409: AlreadyFinished, JobFailed, JobCancelled
     │   ├── BodyTooLarge 413, UnsupportedMediaType 415, RangeNotSatisfiable 416, Misdirected 421
-    │   └── InvalidParameters 422, IdempotencyKeyReused 422
+    │   └── InvalidParameters 422, IdempotencyKeyReused 422, RateLimited 429
     ├── InternalError                    500
     ├── DatastoreError
     │   ├── NotFound, AlreadyExists, Conflict
@@ -150,6 +151,20 @@ class UnknownParent(InvalidParameter):
         self.errors[0]["code"] = self.code
 
 
+class Unauthenticated(RequestError):
+    """The request carries no token that is valid here."""
+
+    status = 401
+    code = "unauthenticated"
+
+
+class Forbidden(RequestError):
+    """The token does not allow this."""
+
+    status = 403
+    code = "forbidden"
+
+
 class CrossOrigin(RequestError):
     """An unsafe method was sent from a page of another origin."""
 
@@ -168,6 +183,12 @@ class UnknownJob(UnknownResource):
     """There is no job with this UUID."""
 
     code = "unknown_job"
+
+
+class UnknownToken(UnknownResource):
+    """There is no token with this id."""
+
+    code = "unknown_token"
 
 
 class UnknownType(UnknownResource):
@@ -248,6 +269,13 @@ class Misdirected(RequestError):
 
     status = 421
     code = "misdirected_request"
+
+
+class RateLimited(RequestError):
+    """The token has sent more requests than it may; Retry-After says when it may again."""
+
+    status = 429
+    code = "rate_limited"
 
 
 class InvalidParameters(RequestError):

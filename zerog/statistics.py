@@ -104,6 +104,9 @@ class Statistics:
         self._lock = threading.Lock()
         self._counts: Tree = {}
         self._gauges: Tree = {}
+        #: What tokens have spent in the current minute, here and, when it was shared last, in all other processes.
+        self._rates: Tree = {}
+        self._others: Tree = {}
         self._changed = True
         self._begun = to_iso(clock.now())
         self._share = _Share()
@@ -140,6 +143,17 @@ class Statistics:
             if self._gauges.get(name) != value:
                 self._gauges[name] = value
                 self._changed = True
+
+    def spend(self, token: str, minute: int) -> int:
+        """Count a request of a token in a minute; returns how many all processes have counted of it, as is known."""
+        with self._lock:
+            if self._rates.get("minute") != minute:
+                self._rates = {"minute": minute, "counts": {}}
+            counts = self._rates["counts"]
+            counts[token] = counts.get(token, 0) + 1
+            self._changed = True
+            others = self._others["counts"] if self._others.get("minute") == minute else {}
+            return int(counts[token] + others.get(token, 0))
 
     # Sharing
 
@@ -181,16 +195,34 @@ class Statistics:
             if not self._changed and now - self._share.at < _ALIVE:
                 return
             self._changed = False
-            counts, gauges = copy.deepcopy(self._counts), dict(self._gauges)
+            counts, gauges, rates = copy.deepcopy(self._counts), dict(self._gauges), copy.deepcopy(self._rates)
         try:
             self._join()
             document = {"counts": minus(counts, self._share.moved), "gauges": gauges, "at": to_iso(self._clock.now())}
+            if rates:
+                document["rates"] = rates
             self._write(codec.dumps(document))
+            if rates:
+                self._learn(rates["minute"])
         except DatastoreError:
             with self._lock:
                 self._changed = True
             raise
         self._share.written, self._share.at = counts, now
+
+    def _learn(self, minute: int) -> None:
+        """Learn what tokens have spent at other processes in a minute."""
+        assert self._documents is not None
+        index = self._read_index()
+        names = [name for name in index.processes if name != self._own] if index is not None else []
+        spent: Tree = {}
+        for document in self._documents.get_many([self._key(name) for name in names]).values():
+            with suppress(CorruptDocument, KeyError):
+                rates = codec.loads(document.body)["rates"]
+                if rates["minute"] == minute:
+                    spent = plus(spent, rates["counts"])
+        with self._lock:
+            self._others = {"minute": minute, "counts": spent}
 
     def _join(self) -> None:
         """See to it that the index names this process."""

@@ -40,6 +40,8 @@ def app(io_loop: tornado.ioloop.IOLoop, parts: bootstrap.Parts) -> Iterator[torn
     """The application that pytest-tornado serves."""
     server = Server(parts.manager, parts.registry, parts.clock)
 
+    server.prepare()
+
     async def start() -> tornado.web.Application:
         return server.start()
 

@@ -7,8 +7,11 @@ import ipaddress
 import logging
 import signal
 import socket
+import ssl
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import tornado.web
@@ -18,18 +21,20 @@ from tornado.routing import URLSpec
 
 from zerog.chores import Chores
 from zerog.clock import Clock
-from zerog.exceptions import BadSetting, UnknownJob
+from zerog.exceptions import BadSetting, DatastoreError, StoreUnavailable, UnknownJob
 from zerog.manager import Manager, Submission, Submitted
 from zerog.record import JobRecord
 from zerog.registry import Registry
 from zerog.server.door import Door, log_request
 from zerog.server.endpoint import NO_SUCH_JOB, Services
 from zerog.server.lanes import Lane
+from zerog.server.rates import Rates
 from zerog.server.routes import ENDPOINTS, pattern
 from zerog.server.status import Nothing
 from zerog.server.watcher import Watcher
 from zerog.statistics import Statistics
 from zerog.sweeper import Candidate
+from zerog.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +45,8 @@ _BODY_SECONDS = 10
 _HEADER_BYTES = 16 * 1024
 #: Seconds that requests in flight get when the server stops.
 _STOP_SECONDS = 5.0
+#: Seconds between two looks at the tokens.
+_LOOK_AT_TOKENS = 1.0
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -59,14 +66,22 @@ class Server:
         candidate: Candidate | None = None,
         statistics: Statistics | None = None,
         configuration: Mapping[str, Any] | None = None,
+        tokens: Tokens | None = None,
+        tls: ssl.SSLContext | None = None,
+        allowed_origins: frozenset[str] = frozenset(),
+        rate_limit: int = 0,
     ) -> None:
         self._manager = manager
         self._pool = ThreadPoolExecutor(_POOL, thread_name_prefix="pool")
         self._submit: Lane[Submission, Submitted] = Lane("submits", manager.submit_all)
         self._read: Lane[str, JobRecord] = Lane("reads", self._read_all)
         self._statistics = statistics if statistics is not None else Statistics(None, clock, "", "off")
+        tokens = tokens if tokens is not None else Tokens(manager.store, clock)
+        self._tokens = tokens
+        self._lookout = _Lookout(tokens)
         self._chores = Chores(manager, sweep, candidate, also=[manager.prepare_cursors], statistics=self._statistics)
         self._idle_timeout = idle_timeout
+        self._tls = tls
         self.services = Services(
             manager=manager,
             registry=registry,
@@ -76,13 +91,21 @@ class Server:
             pool=self._pool,
             watcher=Watcher(self._read_watched),
             statistics=self._statistics,
+            tokens=tokens,
+            rates=Rates(rate_limit, self._statistics, clock),
             max_body=max_body,
             allowed_hosts=allowed_hosts,
+            allowed_origins=allowed_origins,
             configuration=configuration or {},
             endpoints=ENDPOINTS,
             started=(clock.now(), clock.monotonic()),
         )
         self._http: HTTPServer | None = None
+
+    def prepare(self) -> None:
+        """Do what waits for the store, before the event loop begins."""
+        with suppress(DatastoreError):  # otherwise everybody is refused until it answers
+            self._tokens.look()
 
     def application(self) -> tornado.web.Application:
         """Return the Tornado application."""
@@ -103,9 +126,11 @@ class Server:
         self._read.start()
         self._chores.start()
         self._statistics.start()
+        self._lookout.start()
         application = self.application()
         self._http = HTTPServer(
             application,
+            ssl_options=self._tls,
             idle_connection_timeout=self._idle_timeout,
             max_header_size=_HEADER_BYTES,
             # The door counts; this is only so that Tornado does not answer before it.
@@ -136,7 +161,14 @@ class Server:
             logger.warning("requests were still in flight when the server stopped")
         self._chores.stop()
         loop = asyncio.get_running_loop()
-        ends = (self._submit.stop, self._read.stop, lambda: self._chores.join(_STOP_SECONDS), self._statistics.stop)
+        self._lookout.stop()
+        ends = (
+            self._submit.stop,
+            self._read.stop,
+            lambda: self._chores.join(_STOP_SECONDS),
+            self._statistics.stop,
+            lambda: self._lookout.join(_STOP_SECONDS),
+        )
         for end in ends:
             await loop.run_in_executor(None, end)
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -149,13 +181,63 @@ class Server:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._manager.get_many, uuids)
 
 
-def check_address(address: str, insecure: bool, source: str) -> None:
+class _Lookout(threading.Thread):
+    """Looks at the tokens once a second, whatever the chores do meanwhile: one that is revoked must not live on."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        super().__init__(name="tokens", daemon=True)
+        self._tokens = tokens
+        self._end = threading.Event()
+
+    def stop(self) -> None:
+        """End the thread soon; may be called twice."""
+        self._end.set()
+
+    def run(self) -> None:
+        """Look until ``stop``."""
+        away = False
+        while not self._end.wait(_LOOK_AT_TOKENS):
+            try:
+                self._tokens.look()
+                away = False
+            except DatastoreError as error:
+                if not away:
+                    logger.warning("tokens stay as they are known: %s", error)
+                away = True
+
+
+def check_address(address: str, insecure: bool, source: str, tokens: Tokens) -> None:
     """Refuse to be reachable from elsewhere while everyone may do everything."""
-    if not insecure and not is_loopback(address):
+    if insecure or is_loopback(address):
+        return
+    try:
+        tokens.look()
+        closed = tokens.on
+    except StoreUnavailable as error:
         raise BadSetting(
-            f"address ({source}) is {address!r}, which others can reach, and there is no authentication yet: "
-            "whoever reaches the server may run jobs; give --insecure if that is what you want"
+            f"address ({source}) is {address!r}, which others can reach, and whether there are tokens is not known: "
+            f"{error}"
+        ) from error
+    if not closed:
+        raise BadSetting(
+            f"address ({source}) is {address!r}, which others can reach, and there are no tokens: whoever reaches the "
+            "server may run jobs; make one with 'zerog token create', or give --insecure if that is what you want"
         )
+
+
+def read_tls(certificate: str | None, key: str | None, source: str) -> ssl.SSLContext | None:
+    """Return what the server shows to its clients; None without ``certificate``; ``BadSetting`` if it is not usable."""
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise BadSetting(f"tls_certificate and tls_key ({source}) belong together: one of them is missing")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BadSetting(f"tls_certificate, tls_key ({source}): {certificate}, {key}: {why}") from error
+    return context
 
 
 def is_loopback(address: str) -> bool:

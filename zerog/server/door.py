@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -20,12 +22,14 @@ from zerog import codec
 from zerog.exceptions import (
     BodyTooLarge,
     CrossOrigin,
+    Forbidden,
     InternalError,
     InvalidParameter,
     MethodNotAllowed,
     Misdirected,
     NotAcceptable,
     StoreUnavailable,
+    Unauthenticated,
     UnknownJob,
     UnknownResource,
     UnsupportedMediaType,
@@ -46,12 +50,20 @@ from zerog.server.endpoint import (
     read_query,
 )
 from zerog.server.negotiation import choose
+from zerog.tokens import Token
 
 logger = logging.getLogger(__name__)
 
 #: Bytes and seconds for which a client may go on sending a body that was refused, so that it can read why.
 _LINGER_BYTES = 1024 * 1024
 _LINGER_SECONDS = 1.0
+
+_BEARER = 'Bearer realm="ZeroG"'
+_BASIC = 'Basic realm="ZeroG: the token is the password", charset="UTF-8"'
+
+#: What pages of allowed origins may send and read beside what every page may.
+_SENT = "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Prefer, Range"
+_EXPOSED = "ETag, Idempotency-Replayed, Link, Location, Preference-Applied, RateLimit, RateLimit-Policy, Retry-After"
 
 _UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
@@ -79,6 +91,8 @@ class Door(tornado.web.RequestHandler):
         self._received = 0
         self._offer = ""
         self._failed = self._counted = False
+        self._principal: Token | None = None
+        self._limits: Mapping[str, str] = {}
 
     # Before the body
 
@@ -96,11 +110,15 @@ class Door(tornado.web.RequestHandler):
 
     def _check_head(self) -> None:
         self._check_host()
+        self._principal = self._authenticate()
+        if self._principal is not None:
+            self._limits = self._services.rates.spend(self._principal.id)
         method = self.request.method or ""
         if method not in ("OPTIONS", "HEAD") and method not in self._endpoint.methods():
             raise self._not_allowed()
         if method == "HEAD" and "GET" not in self._endpoint.methods():
             raise self._not_allowed()
+        self._check_role(method)
         if method in _UNSAFE:
             self._check_origin()
             if len(self.request.headers.get_list("Idempotency-Key")) > 1:
@@ -119,12 +137,62 @@ class Door(tornado.web.RequestHandler):
         if name not in allowed:
             raise Misdirected(f"this server does not answer for the host {codec.printable(name, 100)!r}")
 
+    def _authenticate(self) -> Token | None:
+        """Return whose token the request carries; None where tokens are off, or where anybody may ask."""
+        if self._is_preflight():
+            return None
+        tokens = self._services.tokens
+        try:
+            if not tokens.on:
+                return None
+        except StoreUnavailable:
+            if self._endpoint.public:
+                return None
+            raise
+        holder = tokens.holder(_token_of(self.request.headers.get_list("Authorization")))
+        if holder is None and not self._endpoint.public:
+            error = Unauthenticated()
+            error.headers["WWW-Authenticate"] = _BEARER
+            if choose(self._accept(), (PROBLEM, JSON, HTML)) == HTML:
+                error.headers["WWW-Authenticate"] += f", {_BASIC}"
+            raise error
+        return holder
+
+    def _check_role(self, method: str) -> None:
+        role = self._endpoint.needed_role(method)
+        free = self._principal is None or method == "OPTIONS" or not self._endpoint.url
+        if not free and self._principal is not None and not self._principal.may(role):
+            raise Forbidden(f"this needs a token with the role {role}")
+
     def _check_origin(self) -> None:
         headers = self.request.headers
         origin = headers.get("Origin")
+        if origin is not None and self._is_allowed(origin):
+            return
         foreign = origin is not None and urlsplit(origin).netloc.lower() != self.request.host.lower()
         if foreign or headers.get("Sec-Fetch-Site", "").lower() == "cross-site":
             raise CrossOrigin("an unsafe method from a page of another origin is refused")
+
+    def _is_allowed(self, origin: str) -> bool:
+        return origin.lower() in self._services.allowed_origins
+
+    def _is_preflight(self) -> bool:
+        """Return whether a browser asks what a page of an allowed origin may send, which it does without a token."""
+        headers = self.request.headers
+        asks = self.request.method == "OPTIONS" and "Access-Control-Request-Method" in headers
+        return asks and self._is_allowed(headers.get("Origin", ""))
+
+    def _cors(self) -> dict[str, str]:
+        """Return the headers that let a page of an allowed origin read the answer."""
+        origin = self.request.headers.get("Origin")
+        if not self._services.allowed_origins or origin is None or not self._is_allowed(origin):
+            return {}
+        headers = {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": _EXPOSED}
+        if self._is_preflight():
+            headers["Access-Control-Allow-Methods"] = self._endpoint.allow()
+            headers["Access-Control-Allow-Headers"] = _SENT
+            headers["Access-Control-Max-Age"] = "600"
+        return headers
 
     def _choose_offer(self) -> str:
         if self._endpoint.offers == ANY:
@@ -240,7 +308,14 @@ class Door(tornado.web.RequestHandler):
             return Answer(status=204, headers={"Allow": self._endpoint.allow()})
         verb = "GET" if method == "HEAD" else method
         request = Request(
-            verb, path, self.request.headers, bytes(self._body), self._offer, self.request.uri or "", self.request.host
+            verb,
+            path,
+            self.request.headers,
+            bytes(self._body),
+            self._offer,
+            self.request.uri or "",
+            self.request.host,
+            self._principal,
         )
         endpoint = self._endpoint(self._services, request, asyncio.get_running_loop())
         await endpoint.find()
@@ -301,8 +376,10 @@ class Door(tornado.web.RequestHandler):
             return
         self._answered = True
         self.set_status(answer.status)
-        for name, value in {**_ALWAYS, **answer.headers}.items():
+        for name, value in {**_ALWAYS, **self._cors(), **self._limits, **answer.headers}.items():
             self.set_header(name, value)
+        if self._services.allowed_origins:
+            self.set_header("Vary", f"{self._headers.get('Vary', 'Accept')}, Origin")
         if answer.stream is not None:
             await self._send_stream(answer)
             return
@@ -400,6 +477,18 @@ def _written(pairs: list[tuple[str, str]]) -> dict[str, str]:
     for name, value in pairs:
         values.setdefault(name, set()).add(value)
     return {name: ",".join(sorted(several)) for name, several in values.items()}
+
+
+def _token_of(headers: list[str]) -> str:
+    """Return the token in an Authorization header, as it is or as the password of HTTP Basic; nothing if it is none."""
+    scheme, _, value = (headers[0] if len(headers) == 1 else "").partition(" ")
+    match scheme.lower():
+        case "bearer":
+            return value.strip()
+        case "basic":
+            with suppress(ValueError):  # neither base64 nor UTF-8
+                return b64decode(value.strip(), validate=True).decode().partition(":")[2]
+    return ""
 
 
 async def _discard(stream: Any) -> None:

@@ -20,8 +20,10 @@ from zerog.manager import Manager, Submission, Submitted
 from zerog.record import JobRecord
 from zerog.registry import Registry
 from zerog.server.lanes import Lane
+from zerog.server.rates import Rates
 from zerog.server.watcher import Watcher
 from zerog.statistics import Statistics
+from zerog.tokens import Token, Tokens
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -89,8 +91,12 @@ class Services:
     pool: Executor
     watcher: Watcher
     statistics: Statistics
+    tokens: Tokens
+    rates: Rates
     max_body: int
     allowed_hosts: frozenset[str]
+    #: Other origins whose pages may use the API.
+    allowed_origins: frozenset[str] = frozenset()
     #: What ``/view_status`` shows of the settings, and every endpoint that is served.
     configuration: Mapping[str, Any] = field(default_factory=dict)
     endpoints: Sequence[type[Endpoint]] = ()
@@ -115,6 +121,8 @@ class Request:
     offer: str
     uri: str
     host: str
+    #: Whose token it carries; None where tokens are off, and at public endpoints for who has none.
+    principal: Token | None = None
     query: Mapping[str, Any] = field(default_factory=dict)
     written: Mapping[str, str] = field(default_factory=dict)
 
@@ -136,6 +144,10 @@ class Endpoint:
     bodies: ClassVar[Mapping[str, type[BaseModel]]] = {}
     #: Those of them that may come without a body.
     body_optional: ClassVar[tuple[str, ...]] = ()
+    #: The role that a token needs; without one, read for GET and operate for the rest.
+    role: ClassVar[str | None] = None
+    #: Whether anybody may ask, also where tokens are on.
+    public: ClassVar[bool] = False
     #: What the methods answer, for the description: method → status → (description, schema name, media types).
     responses: ClassVar[Mapping[str, Mapping[int, tuple[str, str | None]]]] = {}
 
@@ -151,6 +163,11 @@ class Endpoint:
         return tuple(method for method in METHODS if callable(getattr(cls, method.lower(), None)))
 
     @classmethod
+    def needed_role(cls, method: str) -> str:
+        """Return the role that a token needs for a method."""
+        return cls.role or ("read" if method in ("GET", "HEAD") else "operate")
+
+    @classmethod
     def allow(cls) -> str:
         """Return the value of the Allow header."""
         methods = cls.methods()
@@ -158,6 +175,10 @@ class Endpoint:
 
     async def find(self) -> None:
         """Find what the path names, or raise the 404; called before the query and the body are looked at."""
+
+    def sees(self, job_type: str) -> bool:
+        """Return whether jobs of a type exist for whoever asks."""
+        return self.request.principal is None or self.request.principal.sees(job_type)
 
     async def off_loop(self, call: Callable[..., T], *arguments: Any) -> T:
         """Call something that blocks in a thread of the pool: the one place where that is done."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlencode
@@ -14,19 +14,22 @@ from pydantic import BaseModel, ConfigDict, Field
 from zerog import codec, views
 from zerog.exceptions import (
     AlreadyFinished,
+    Forbidden,
     InvalidParameter,
     JobCancelled,
     JobFailed,
     NotAcceptable,
     NotFound,
     RangeNotSatisfiable,
+    UnknownJob,
     UnknownParent,
+    UnknownType,
 )
 from zerog.manager import Options, Page, Submission, check_retryable
 from zerog.outcome import Result
 from zerog.record import JobRecord, State
 from zerog.registry import read_body
-from zerog.server.endpoint import ANY, EVENTS, HTML, JSON, Answer, Endpoint, Parameter, chosen, ranged
+from zerog.server.endpoint import ANY, EVENTS, HTML, JSON, NO_SUCH_JOB, Answer, Endpoint, Parameter, chosen, ranged
 from zerog.server.negotiation import choose
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
@@ -109,6 +112,7 @@ class Run(Endpoint):
 
     name = "run job"
     url = "/run/{jobType}"
+    role = "submit"
     takes_json = ("POST",)
     parameters = {
         "POST": (
@@ -131,8 +135,11 @@ class Run(Endpoint):
     }
 
     async def find(self) -> None:
-        """Refuse a job type that nobody knows."""
-        self.services.registry.get(self.request.path["jobType"])
+        """Refuse a job type that nobody knows, or that the token does not allow."""
+        job_type = self.request.path["jobType"]
+        self.services.registry.get(job_type)
+        if not self.sees(job_type):
+            raise Forbidden(f"the token does not allow jobs of the type {job_type}")
 
     async def post(self) -> Answer:
         """Validate, persist, enqueue, and answer the UUID: in this order, all of it in the Manager."""
@@ -140,7 +147,8 @@ class Run(Endpoint):
         options = self._options()
         key = idempotency_key(self)
         parameters = self.services.registry.validate(job_type, self.request.body)
-        return await submit(self, Submission(job_type, parameters, options, key))
+        await check_parents(self, options.parents)
+        return await submit(self, Submission(job_type, parameters, options, key, principal(self)))
 
     def _options(self) -> Options:
         query, now = self.request.query, self.services.clock.now()
@@ -154,6 +162,21 @@ class Run(Endpoint):
         not_before = moment if moment is not None and moment > now else None
         written = tuple(sorted(self.request.written.items()))
         return Options(query["priority"], not_before, written, parents=query["parent"])
+
+
+def principal(endpoint: Endpoint) -> str:
+    """Return whose idempotency keys those of a request are."""
+    return endpoint.request.principal.id if endpoint.request.principal is not None else ""
+
+
+async def check_parents(endpoint: Endpoint, parents: Sequence[str]) -> None:
+    """Refuse parents of types that do not exist for whoever asks; others are checked where the job is stored."""
+    if endpoint.request.principal is None or not endpoint.request.principal.types:
+        return
+    found = await endpoint.off_loop(endpoint.manager.get_many, list(parents))
+    for uuid, record in found.items():
+        if not endpoint.sees(record.job_type):
+            raise UnknownParent(uuid)
 
 
 def idempotency_key(endpoint: Endpoint) -> str | None:
@@ -210,7 +233,10 @@ class Jobs(Endpoint):
     def _read(self, job_type: str | None, state: str | None, scope: str) -> Page:
         cursor = self.request.query["cursor"]
         before = None if cursor is None else self.manager.read_cursor(cursor, scope)
-        return self.manager.page(job_type, state, before, self.request.query["limit"])
+        if job_type is not None and not self.sees(job_type):
+            return Page([], None)
+        page = self.manager.page(job_type, state, before, self.request.query["limit"])
+        return Page([record for record in page.items if self.sees(record.job_type)], page.next)
 
 
 async def collection(
@@ -236,6 +262,8 @@ class OfJob(Endpoint):
     async def find(self) -> None:
         """Read the record."""
         self.record = await self.services.read(self.uuid())
+        if not self.sees(self.record.job_type):
+            raise UnknownJob(NO_SUCH_JOB)
 
 
 class Job(OfJob):
@@ -310,7 +338,16 @@ class Retry(OfJob):
         check_retryable(self.record)  # before its parameters are looked at
         parameters = registry.validate(self.record.job_type, body)
         parents = self.request.query["parent"]
-        return await submit(self, await self.off_loop(self.manager.again, self.record, parameters, key, parents))
+        await check_parents(self, parents)
+        again = await self.off_loop(self.manager.again, self.record, parameters, key, parents)
+        return await submit(self, replace(again, principal=principal(self)))
+
+
+def check_type(endpoint: Endpoint, job_type: str) -> None:
+    """Refuse a type that does not exist, or not for whoever asks."""
+    endpoint.services.registry.get(job_type)
+    if not endpoint.sees(job_type):
+        raise UnknownType(f"there is no job type {job_type!r}")
 
 
 class Retries(Endpoint):
@@ -331,7 +368,7 @@ class Retries(Endpoint):
     async def post(self) -> Answer:
         """Try again the newest jobs of a type that failed, or were cancelled, and have not been tried again so."""
         wanted = read_body(RetryBody, self.request.body)
-        self.services.registry.get(wanted.type)
+        check_type(self, wanted.type)
         verdicts = await self.off_loop(self.manager.retry_many, wanted.type, State(wanted.state), wanted.limit)
         return Answer({"items": [views.retried(*verdict) for verdict in verdicts], "href": self.url}, page="retries")
 
@@ -355,7 +392,9 @@ class Prune(Endpoint):
         """Remove jobs that ended longer ago than olderThan seconds, a page at a time: call it until next is null."""
         wanted = read_body(PruneBody, self.request.body)
         if wanted.type is not None:
-            self.services.registry.get(wanted.type)
+            check_type(self, wanted.type)
+        elif self.request.principal is not None and self.request.principal.types:
+            raise Forbidden("the token is limited to some job types: name one of them")
         done = await self.off_loop(self.manager.prune, wanted.after, wanted.type, wanted.olderThan)
         if done.position is None:
             await self.off_loop(self.manager.tidy)  # a page; the sweeper goes on
@@ -564,7 +603,7 @@ class Types(Endpoint):
     async def get(self) -> Answer:
         """Show every job type."""
         host = self.request.host
-        items = [await type_view(self, name, host) for name in self.services.registry.names]
+        items = [await type_view(self, name, host) for name in filter(self.sees, self.services.registry.names)]
         return Answer({"items": items, "next": None, "href": "/types"}, page="types")
 
 
@@ -573,7 +612,7 @@ class OfType(Endpoint):
 
     async def find(self) -> None:
         """Refuse a type that nobody knows."""
-        self.services.registry.get(self.request.path["jobType"])
+        check_type(self, self.request.path["jobType"])
 
     async def show(self) -> Answer:
         """Return the job type as it is now."""
@@ -605,7 +644,8 @@ class PauseType(OfType):
     async def post(self) -> Answer:
         """Pause the type: its running jobs go on, its queued ones wait, submits are accepted."""
         wanted = read_body(PauseBody, self.request.body) if self.request.body else PauseBody(message=None)
-        await self.off_loop(self.manager.pause, self.request.path["jobType"], "local", wanted.message)
+        by = self.request.principal.name if self.request.principal is not None else "local"
+        await self.off_loop(self.manager.pause, self.request.path["jobType"], by, wanted.message)
         return await self.show()
 
 

@@ -222,11 +222,11 @@ class Description(Endpoint):
 
     def get(self) -> Answer:
         """Send the description."""
-        return Answer(describe(self.services.endpoints, self.services.registry))
+        return Answer(describe(self.services.endpoints, self.services.registry, self.services.tokens.on))
 
 
-def describe(endpoints: Iterable[type[Endpoint]], registry: Registry) -> dict[str, Any]:
-    """Return the description of endpoints and job types."""
+def describe(endpoints: Iterable[type[Endpoint]], registry: Registry, closed: bool = False) -> dict[str, Any]:
+    """Return the description of endpoints and job types; ``closed`` says that tokens are on."""
     paths: dict[str, Any] = {}
     schemas = _schemas()
     for endpoint in endpoints:
@@ -234,8 +234,8 @@ def describe(endpoints: Iterable[type[Endpoint]], registry: Registry) -> dict[st
             for name in registry.names:
                 schema_name = "Parameters." + name
                 schemas[schema_name] = _lift(registry.schema(name), schema_name, schemas)
-                paths[f"/run/{name}"] = _path(endpoint, registry, name)
-        paths[endpoint.url] = _path(endpoint, registry)
+                paths[f"/run/{name}"] = _path(endpoint, registry, closed, name)
+        paths[endpoint.url] = _path(endpoint, registry, closed)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -245,9 +245,13 @@ def describe(endpoints: Iterable[type[Endpoint]], registry: Registry) -> dict[st
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "security": [{}],
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "what zerog token create prints"}
+            },
+        },
     }
 
 
@@ -272,8 +276,14 @@ def _reference(target: str, name: str) -> str:
     return target.replace("#/$defs/", f"#/components/schemas/{name}.")
 
 
-def _path(endpoint: type[Endpoint], registry: Registry, job_type: str | None = None) -> dict[str, Any]:
-    return {method.lower(): _operation(endpoint, method, registry, job_type) for method in endpoint.methods()}
+def _path(endpoint: type[Endpoint], registry: Registry, closed: bool, job_type: str | None = None) -> dict[str, Any]:
+    operations = {}
+    for method in endpoint.methods():
+        operation = _operation(endpoint, method, registry, job_type)
+        anybody = endpoint.public or not closed
+        operation["security"] = [{"bearer": [endpoint.needed_role(method)]}, *([{}] if anybody else [])]
+        operations[method.lower()] = operation
+    return operations
 
 
 def _operation(endpoint: type[Endpoint], method: str, registry: Registry, job_type: str | None) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class ViewStatus(Overview):
     def _queue(self) -> dict[str, Any]:
         paused = self.manager.pauses()
         items = []
-        for name in self.services.registry.names:
+        for name in filter(self.sees, self.services.registry.names):
             stats = self.manager.queue_stats_or_none(name)
             items.append(
                 {"jobType": name, "queue": views.queue(stats), "paused": name in paused, "href": f"/types/{name}"}
@@ -125,7 +125,7 @@ class Metrics(Overview):
     def _text(self, totals: Totals | None) -> bytes:
         from zerog.server.metrics import exposition
 
-        queues = [(name, *self._queue_of(name)) for name in self.services.registry.names]
+        queues = [(name, *self._queue_of(name)) for name in filter(self.sees, self.services.registry.names)]
         return exposition(totals, queues, self.agents()[1])
 
     def _queue_of(self, job_type: str) -> tuple[int | None, float | None]:

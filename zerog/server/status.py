@@ -7,7 +7,7 @@ from typing import Any
 
 import zerog
 from zerog import views
-from zerog.exceptions import UnknownResource, ZerogError
+from zerog.exceptions import StoreUnavailable, UnknownResource, ZerogError
 from zerog.server import pages
 from zerog.server.endpoint import JSON, Answer, Endpoint
 
@@ -32,7 +32,7 @@ class Start(Endpoint):
             "jobs": {"href": "/jobs"},
             "types": {"href": "/types"},
             "openapi": {"href": "/openapi.json"},
-            "newest": [views.item(record) for record in page.items],
+            "newest": [views.item(record) for record in page.items if self.sees(record.job_type)],
         }
         return Answer(body, page="start")
 
@@ -41,6 +41,7 @@ class Health(Endpoint):
     """Liveness: this process answers.  Touches nothing."""
 
     name = "healthz"
+    public = True
     url = "/healthz"
     offers = (JSON,)
     responses = {"GET": {200: ("the process answers", "Health")}}
@@ -54,6 +55,7 @@ class Ready(Endpoint):
     """Readiness: the store answers."""
 
     name = "readyz"
+    public = True
     url = "/readyz"
     offers = (JSON,)
     responses = {
@@ -69,7 +71,16 @@ class Ready(Endpoint):
             "store": "ok" if store else "unavailable",
             "queue": "ok" if queue else "unavailable",
         }
+        if self._stranger():
+            body = {"status": body["status"]}
         return Answer(body, 200 if store else 503)
+
+    def _stranger(self) -> bool:
+        """Return whether tokens are on and whoever asks has none."""
+        try:
+            return self.request.principal is None and self.services.tokens.on
+        except StoreUnavailable:
+            return True
 
     async def _asked(self, call: Any, own_thread: bool = False) -> bool:
         # The queue's connection belongs to the thread that asks, so it is looked up there.
