@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 import subprocess
@@ -72,6 +73,37 @@ class Crash(zerog.Job):
         if self.how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         os._exit(0)
+
+
+class Gather(zerog.Job):
+    """Return what the parents have come to."""
+
+    job_type = "gather"
+
+    how: str = "data"
+    pause: float = 0.0
+
+    def run(self, context: zerog.Context) -> Any:
+        found = []
+        for parent in context.parents:
+            time.sleep(self.pause)
+            if self.how == "data":
+                value = parent.data()
+                found.append([parent.uuid, parent.job_type, value.decode() if isinstance(value, bytes) else value])
+            else:
+                found.append([parent.uuid, parent.size, self._read(parent)])
+        return found
+
+    def _read(self, parent: zerog.Parent) -> Any:
+        digest, most = hashlib.sha256(), 0
+        with parent.open() as file:
+            for block in iter(lambda: file.read(100_000), b""):
+                digest.update(block)
+                most = max(most, len(block))
+            file.seek(-3, 2)
+            last = file.read()
+            file.seek(5)
+            return [digest.hexdigest(), most, last.hex(), file.read(2).hex()]
 
 
 class Raise(zerog.Job):

@@ -15,7 +15,7 @@ ROWS = {
     "zerog.exceptions": 0, "zerog.clock": 0, "zerog.failpoints": 0,
     "zerog.outcome": 1, "zerog.config": 1, "zerog.codec": 1,
     "zerog.record": 2,
-    "zerog.registry": 3, "zerog.views": 3, "zerog.leases": 3, "zerog.fleet": 3, "zerog.job": 3, "zerog.retry": 3,
+    "zerog.registry": 3, "zerog.views": 3, "zerog.leases": 3, "zerog.fleet": 3, "zerog.job": 3, "zerog.parents": 3, "zerog.retry": 3,
     "zerog.datastore": 3, "zerog.queue": 3,
     "zerog.manager": 4, "zerog.statistics": 4, "zerog.tokens": 4,
     "zerog.sweep": 5, "zerog.sweeper": 5, "zerog.chores": 5, "zerog.datastore.sqlite": 5, "zerog.datastore.couchbase": 5,
@@ -27,7 +27,7 @@ ROWS = {
 #: Modules that stand beside the rows, with what of zerog they may import.
 BESIDE = {
     "zerog.client": {"zerog.exceptions"},
-    "zerog": {"zerog.client", "zerog.exceptions", "zerog.job", "zerog.outcome"},
+    "zerog": {"zerog.client", "zerog.exceptions", "zerog.job", "zerog.outcome", "zerog.parents"},
 }
 ADAPTERS = ("zerog.datastore.sqlite", "zerog.datastore.couchbase", "zerog.queue.sqlite", "zerog.queue.beanstalkd")
 PUBLIC_FOR_WORKERS = ("zerog", "zerog.server")

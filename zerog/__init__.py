@@ -38,16 +38,29 @@ if TYPE_CHECKING:
     from zerog.job import Context, Job
     from zerog.outcome import Requeued as Requeue
     from zerog.outcome import Succeeded
+    from zerog.parents import Parent
 
 __version__ = "0.2.0"
 
-__all__ = ["Client", "Context", "Fail", "Job", "Requeue", "Retry", "SoftTimeLimit", "Succeeded", "__version__"]
+__all__ = [
+    "Client",
+    "Context",
+    "Fail",
+    "Job",
+    "Parent",
+    "Requeue",
+    "Retry",
+    "SoftTimeLimit",
+    "Succeeded",
+    "__version__",
+]
 
 _PLACES = {
     "Client": ("zerog.client", "Client"),
     "Context": ("zerog.job", "Context"),
     "Fail": ("zerog.exceptions", "Fail"),
     "Job": ("zerog.job", "Job"),
+    "Parent": ("zerog.parents", "Parent"),
     "Requeue": ("zerog.outcome", "Requeued"),
     "Retry": ("zerog.exceptions", "Retry"),
     "SoftTimeLimit": ("zerog.exceptions", "SoftTimeLimit"),

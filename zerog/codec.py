@@ -14,6 +14,7 @@ from typing import Any
 import ujson
 
 from zerog.exceptions import (
+    ArrayExpected,
     BadRequest,
     CorruptDocument,
     DuplicateKey,
@@ -60,13 +61,26 @@ def parse(body: bytes) -> dict[str, Any]:
     object, no member twice, no NaN, no number that a double or an integer of 4,300 digits cannot hold, no half of a
     surrogate pair, and at most ``MAX_DEPTH`` arrays and objects open at once.
     """
+    value = _parse(body)
+    if not isinstance(value, dict):
+        raise ObjectExpected()
+    return value
+
+
+def parse_array(body: bytes) -> list[Any]:
+    """Read the JSON array that a stranger sent, as ``parse`` reads an object."""
+    value = _parse(body)
+    if not isinstance(value, list):
+        raise ArrayExpected()
+    return value
+
+
+def _parse(body: bytes) -> Any:
     text = _decode(body)
     _check_depth(text)
     value = _parse_text(text)
     if _SURROGATE.search(text):
         _check_surrogates(value)
-    if not isinstance(value, dict):
-        raise ObjectExpected()
     return value
 
 

@@ -9,7 +9,7 @@ of a problem document.  ``code`` is the stable word that programs compare.
     ├── RequestError                     what a client sent, or asked for, cannot be answered
     │   ├── BadRequest                   400
     │   │   ├── InvalidJSON, EmptyBody, DuplicateKey, InvalidNumber, NumberOutOfRange
-    │   │   ├── TooDeep, InvalidUTF8, InvalidUnicode, ObjectExpected
+    │   │   ├── TooDeep, InvalidUTF8, InvalidUnicode, ObjectExpected, ArrayExpected
     │   │   └── InvalidParameter         one name in the query or a header; carries ``parameter``
     │   ├── Unauthenticated 401
     │   ├── Forbidden, CrossOrigin       403
@@ -17,7 +17,8 @@ of a problem document.  ``code`` is the stable word that programs compare.
     │   ├── MethodNotAllowed 405, NotAcceptable 406, RequestTimeout 408
     │   ├── StateConflict                409: AlreadyFinished, JobFailed, JobCancelled
     │   ├── BodyTooLarge 413, UnsupportedMediaType 415, RangeNotSatisfiable 416, Misdirected 421
-    │   └── InvalidParameters 422, IdempotencyKeyReused 422, RateLimited 429
+    │   ├── InvalidParameters, IdempotencyKeyReused, DuplicateName, CyclicParents, ParentRefused 422
+    │   └── RateLimited 429
     ├── InternalError                    500
     ├── DatastoreError
     │   ├── NotFound, AlreadyExists, Conflict
@@ -122,6 +123,12 @@ class InvalidUnicode(BadRequest):
     """A string in the body holds half a surrogate pair."""
 
     code = "invalid_unicode"
+
+
+class ArrayExpected(BadRequest):
+    """The body must be a JSON array."""
+
+    code = "array_expected"
 
 
 class ObjectExpected(BadRequest):
@@ -269,6 +276,27 @@ class Misdirected(RequestError):
 
     status = 421
     code = "misdirected_request"
+
+
+class DuplicateName(RequestError):
+    """Another item of the batch has the same name."""
+
+    status = 422
+    code = "duplicate_name"
+
+
+class CyclicParents(RequestError):
+    """The job would wait for itself."""
+
+    status = 422
+    code = "cyclic_parents"
+
+
+class ParentRefused(RequestError):
+    """A parent in the same batch was refused, so that this job could never run."""
+
+    status = 422
+    code = "parent_refused"
 
 
 class RateLimited(RequestError):

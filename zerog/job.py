@@ -6,13 +6,14 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from zerog.exceptions import BadJobType
+from zerog.parents import Parent, parents
 from zerog.retry import Policy
 
 T = TypeVar("T")
@@ -182,6 +183,9 @@ class Reporter(Protocol):
     def checkpoint(self, state: bytes) -> None:
         """Store JSON as the job's state; return when it is stored."""
 
+    def ask(self, question: dict[str, Any]) -> dict[str, Any] | bytes:
+        """Return what is known of the job's parents."""
+
     def open_output(self, media_type: str) -> None:
         """Begin the output."""
 
@@ -208,7 +212,9 @@ def to_json(value: Any) -> bytes:
 class Context:
     """All that a running job may touch."""
 
-    def __init__(self, reporter: Reporter, uuid: str, attempt: int, state: Any = None) -> None:
+    def __init__(
+        self, reporter: Reporter, uuid: str, attempt: int, state: Any = None, parents: Sequence[str] = ()
+    ) -> None:
         #: The job's UUID: stable over all attempts.
         self.uuid = uuid
         #: Number of this attempt: it only grows, so writes outside can be fenced with it.
@@ -221,6 +227,8 @@ class Context:
         self.second_output = False
         self._reporter = reporter
         self._warned = False
+        self._parent_uuids = tuple(parents)
+        self._parents: tuple[Parent, ...] | None = None
 
     @property
     def cancelled(self) -> bool:
@@ -233,6 +241,13 @@ class Context:
     def expiring(self) -> bool:
         """Whether the soft time limit has passed; a job that sees it should save what it has and return."""
         return self._reporter.expiring()
+
+    @property
+    def parents(self) -> tuple[Parent, ...]:
+        """The jobs that this one waited for, in the order in which they were named; their data come when asked for."""
+        if self._parents is None:
+            self._parents = parents(self._parent_uuids, self._reporter.ask)
+        return self._parents
 
     def checkpoint(self, state: Any) -> None:
         """Keep ``state`` for whatever attempt comes next, and return when it is stored.

@@ -78,6 +78,7 @@ def whole(record: JobRecord) -> dict[str, Any]:
         "counters": counters(record),
         "agent": record.agent,
         "parents": [{"href": job_href(parent)} for parent in record.parents],
+        "relationships": {"href": f"{job_href(record.uuid)}/relationships"},
         "retriedFrom": {"href": job_href(record.retried_from)} if record.retried_from else None,
         "result": _result(record),
     }
@@ -170,6 +171,21 @@ def retried(uuid: str, done: JobRecord | ZerogError) -> dict[str, Any]:
     if isinstance(done, ZerogError):
         return {"job": {"href": job_href(uuid)}, "status": done.status, "code": done.code, "detail": done.detail}
     return {"job": {"href": job_href(uuid)}, "status": 202, "retried": {"href": job_href(done.uuid)}}
+
+
+def problem(error: ZerogError) -> dict[str, Any]:
+    """Return an error as a problem document (RFC 9457)."""
+    detail = codec.printable(error.detail, 2000)
+    return {
+        "type": f"urn:zerog:problem:{error.code}",
+        "title": type(error).title(),
+        "status": error.status,
+        "code": error.code,
+        "detail": detail,
+        "message": detail,
+        "errors": [{**one, "detail": codec.printable(str(one["detail"]), 2000)} for one in error.errors],
+        **error.members,
+    }
 
 
 def times(record: JobRecord) -> dict[str, str | None]:

@@ -102,6 +102,8 @@ def make_meaningful(case: Any, operation: Any, zerog: Deployment, finished: str)
         case.path_parameters = {"jobType": "return"}
         if operation.method.upper() == "POST" and operation.path not in BODIES:
             case.body = {"what": "none"}
+        if operation.path.endswith(":batch"):
+            case.body = [{"parameters": case.body, "name": "a"}, {"parameters": case.body, "parents": ["a"]}]
     elif operation.path.startswith("/run/"):
         name = operation.path.removeprefix("/run/")
         case.body = zerog.client.get(f"/types/{name}").json()["example"]

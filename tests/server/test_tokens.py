@@ -111,7 +111,7 @@ def test_what_is_no_token_is_refused_in_the_same_words_before_anything_is_looked
     ]  # fmt: skip
     bodies = set()
     for headers in wrong:
-        raw = {name: value.encode() for name, value in headers.items()}
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         for method, url in (("GET", "/types"), ("POST", "/run/noop"), ("GET", "/nowhere")):
             answer = zerog.client.request(method, url, headers=raw)
             assert answer.status_code == 401, (headers, method, url)

@@ -84,6 +84,8 @@ class Attempt:
         self.memory_at = now if job.memory_limit is not None else None
         #: The last checkpoint that is not stored yet: its number and the state.
         self.checkpoint: tuple[int, Any] | None = None
+        #: What the child wants to know of the job's parents; it waits for the answer.
+        self.question: dict[str, Any] | None = None
         self.output: BlobWriter | None = None
         self.media_type = ""
         self.waiting_output = bytearray()

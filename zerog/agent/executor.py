@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zerog import failpoints
-from zerog.agent.pipe import BrokenPipe, ChildPipe
+from zerog.agent.pipe import BrokenPipe, ChildPipe, Message
 from zerog.exceptions import Fail, InvalidParameters, Retry, SoftTimeLimit, UnknownType
 from zerog.job import Context, Job, checked_state, to_json
 from zerog.outcome import Requeued, Succeeded
@@ -73,6 +73,8 @@ class PipeReporter:
         self._told: set[str] = set()
         self._stored = 0
         self._checkpoints = 0
+        self._questions = 0
+        self._answer: Message | None = None
         self._keeping = threading.Lock()
         #: Called, in whatever thread, when a cancel or the soft limit has been heard of.
         self.on_told: Callable[[], object] = _nothing
@@ -140,9 +142,11 @@ class PipeReporter:
                 self._take(message)
 
     def _take(self, message: Any) -> None:
-        if not isinstance(message, dict):
+        if isinstance(message, bytes) or (isinstance(message, dict) and message.get("t") == "answer"):
+            self._answer = message
+        elif not isinstance(message, dict):
             return
-        if message.get("t") == "stored":
+        elif message.get("t") == "stored":
             self._stored = message["number"]
         elif message.get("t") in ("cancel", "expire"):
             self._told.add(message["t"])
@@ -156,6 +160,19 @@ class PipeReporter:
             self._pipe.send({"t": "checkpoint", "number": self._checkpoints, "state": state.decode()})
             while self._stored < self._checkpoints:
                 self._take(self._pipe.receive(_CHECKPOINT_LOOK))
+
+    def ask(self, session: int, question: Message) -> Message:
+        """Ask the agent something and wait for its answer, which may be bytes."""
+        self._check(session)
+        assert isinstance(question, dict)
+        with self._keeping:
+            self._questions += 1
+            self._answer = None
+            self._pipe.send({**question, "number": self._questions})
+            while (answer := self._answer) is None:
+                self._take(self._pipe.receive(_CHECKPOINT_LOOK))
+            self._answer = None
+            return answer
 
     def open_output(self, session: int, media_type: str) -> None:
         """Begin the output."""
@@ -253,6 +270,12 @@ class Session:
             raise ValueError("only the process of the job itself can keep its state")
         self._reporter.checkpoint(self._number, state)
 
+    def ask(self, question: dict[str, Any]) -> dict[str, Any] | bytes:
+        """Ask the agent something."""
+        if not self._mine:
+            raise ValueError("only the process of the job itself can ask for its parents")
+        return self._reporter.ask(self._number, question)
+
     def open_output(self, media_type: str) -> None:
         """Begin the output."""
         self._reporter.open_output(self._number, media_type)
@@ -282,7 +305,9 @@ class Executor:
     def execute(self, message: dict[str, Any]) -> dict[str, Any]:
         """Run one attempt and return its outcome."""
         session = self.reporter.session()
-        context = Context(session, message["uuid"], message["attempt"], message.get("state"))
+        context = Context(
+            session, message["uuid"], message["attempt"], message.get("state"), message.get("parents", ())
+        )
         outcome = self._outcome(message, context, session)
         self.reporter.end_session()
         self.reporter.flush()

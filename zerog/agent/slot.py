@@ -29,6 +29,7 @@ from typing import Any
 from zerog import failpoints
 from zerog.agent.attempt import WRITE_EVERY, Attempt, Stop, Terms, read_outcome
 from zerog.agent.entries import Entries
+from zerog.agent.parents import answered
 from zerog.agent.process import Child
 from zerog.clock import Clock
 from zerog.datastore.blobs import CHUNK
@@ -189,7 +190,8 @@ class Slot:
                 return False
             case Phase.RUNNING:
                 assert self.attempt is not None
-                return bool(self.attempt.waiting_output) or self.attempt.report_due(now)
+                attempt = self.attempt
+                return bool(attempt.waiting_output or attempt.question) or attempt.report_due(now)
         return False
 
     def step(self, now: float) -> Callable[[], None]:
@@ -270,6 +272,7 @@ class Slot:
                 "jobType": record.job_type,
                 "parameters": record.parameters,
                 "state": record.job_state,
+                **({"parents": list(record.parents)} if record.parents else {}),
             }
         )
         if record.cancel_requested:
@@ -280,11 +283,16 @@ class Slot:
         assert attempt is not None
         self._confirm_attempt(attempt)
         output = attempt.stored_output() if attempt.waiting_output else None
+        question = attempt.question
+        answer = answered(self.manager, attempt.held.record, question) if question is not None else None
 
         def stored() -> None:
             if output is not None:
                 attempt.output = output
                 attempt.waiting_output.clear()
+            if answer is not None and self.child is not None:
+                attempt.question = None
+                self.child.pipe.send(answer)
 
         if not attempt.report_due(now):
             return stored
@@ -467,6 +475,8 @@ class Slot:
             attempt.media_type = message["mediaType"]
         elif message["t"] == "checkpoint":
             attempt.checkpoint = (message["number"], json.loads(message["state"]))
+        elif message["t"] in ("parents", "read"):
+            attempt.question = message
         elif message["t"] == "outcome":
             self._on_outcome(attempt, message)
 

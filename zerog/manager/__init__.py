@@ -1,23 +1,24 @@
 """Manager: every operation on jobs, in the order of a job's life; the sole author of records.
 
 One module a group of verbs: ``records`` (reading and guarded writing, which all others use), ``submitting``,
-``retrying``, ``waiting`` (parents), ``running`` (claim, renew, report, output), ``settling`` (how an attempt ends),
-``cancelling``, ``pausing``, ``explaining``, ``pruning``, ``reading``.
+``retrying``, ``batching``, ``waiting`` (parents), ``running`` (claim, renew, report, output), ``settling`` (how an
+attempt ends), ``cancelling``, ``pausing``, ``explaining``, ``pruning``, ``reading``.
 """
 
 from __future__ import annotations
 
+from zerog.manager.batching import Batching, BatchItem
 from zerog.manager.cancelling import Cancelling
 from zerog.manager.explaining import Explaining
 from zerog.manager.pausing import Pause
 from zerog.manager.pruning import Pruned, Pruning
 from zerog.manager.reading import Page, Reading
 from zerog.manager.records import Held
-from zerog.manager.retrying import Retrying
 from zerog.manager.running import Claimed, Drop, GiveBack, Missing, Running
 from zerog.manager.submitting import Options, Submission, Submitted, check_retryable
 
 __all__ = [
+    "BatchItem",
     "Claimed",
     "Drop",
     "GiveBack",
@@ -34,5 +35,5 @@ __all__ = [
 ]
 
 
-class Manager(Retrying, Pruning, Running, Cancelling, Explaining, Reading):
+class Manager(Batching, Pruning, Running, Cancelling, Explaining, Reading):
     """Every operation on jobs.  Synchronous, and safe to use from many threads."""

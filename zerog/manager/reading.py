@@ -89,6 +89,23 @@ class Reading(Records):
             return found.record.evolve(number=members.get("number", number))
         return found.record if found.record.number == members.get("number", number) else None
 
+    def children(self, uuid: str, after: int = 0, limit: int = 50) -> Page:
+        """Return the jobs that wait, or waited, for a job, in the order in which they were submitted."""
+        items: list[JobRecord] = []
+        while True:
+            entries = self.store.read(f"children.{uuid}", after=after, limit=max(limit, 100))
+            if not entries:
+                return Page(items, None)
+            named = {entry.number: str(codec.loads(entry.body)["uuid"]) for entry in entries}
+            held = self.read_many(list(dict.fromkeys(named.values())))
+            for number, child in named.items():
+                if len(items) == limit:
+                    return Page(items, after)
+                after = number
+                found = held.pop(child, None)  # a submit that was tried again left more than one entry
+                if found is not None and uuid in found.record.parents:
+                    items.append(found.record)
+
     # Events
 
     def events(self, uuid: str, level: str | None = None, after: int = 0, limit: int = 50) -> Page:

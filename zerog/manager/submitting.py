@@ -58,6 +58,8 @@ class Submission:
     options: Options = field(default_factory=Options)
     key: str | None = None
     principal: str = ""
+    #: The UUID that it gets in any case: others name it already.
+    fixed: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -70,6 +72,8 @@ class Submission:
     @property
     def uuid(self) -> str:
         """The UUID that the job gets: made from principal and key, else random."""
+        if self.fixed is not None:
+            return self.fixed
         if self.key is None:
             return str(uuids.uuid4())
         return uuid_of(self.principal, self.key)

@@ -18,7 +18,7 @@ import tornado.web
 from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 
-from zerog import codec
+from zerog import codec, views
 from zerog.exceptions import (
     BodyTooLarge,
     CrossOrigin,
@@ -354,16 +354,7 @@ class Door(tornado.web.RequestHandler):
     # Answers
 
     def _problem(self, error: ZerogError) -> Answer:
-        body: dict[str, Any] = {
-            "type": f"urn:zerog:problem:{error.code}",
-            "title": type(error).title(),
-            "status": error.status,
-            "code": error.code,
-            "detail": codec.printable(error.detail, 2000),
-        }
-        body["message"] = body["detail"]
-        body["errors"] = [{**one, "detail": codec.printable(str(one["detail"]), 2000)} for one in error.errors]
-        body.update(error.members)
+        body = views.problem(error)
         headers = dict(error.headers)
         if isinstance(error, StoreUnavailable):
             headers.setdefault("Retry-After", "1")

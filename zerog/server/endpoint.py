@@ -142,6 +142,8 @@ class Endpoint:
     takes_json: ClassVar[tuple[str, ...]] = ()
     #: The models of those bodies that are no parameters of a job.
     bodies: ClassVar[Mapping[str, type[BaseModel]]] = {}
+    #: How many such bodies may come as one array; 0 for one alone.
+    many: ClassVar[int] = 0
     #: Those of them that may come without a body.
     body_optional: ClassVar[tuple[str, ...]] = ()
     #: The role that a token needs; without one, read for GET and operate for the rest.

@@ -39,12 +39,25 @@ _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
 _COMMENT_EVERY = 15.0
 #: Seconds after which a client should ask again for data that are not there yet.
 _RETRY_AFTER = "1"
-_YEAR = 31_536_000
+YEAR = 31_536_000
 
 _INTEGER = {"type": "integer"}
 LIMIT = Parameter("limit", ranged("limit", 1, 1000), {**_INTEGER, "minimum": 1, "maximum": 1000, "default": 50},
                   "how many items a page has", 50)  # fmt: skip
 CURSOR = Parameter("cursor", str, {"type": "string"}, "where the page starts, from the last one's next")
+
+
+def expand_parameter(*names: str) -> Parameter:
+    """Return the parameter that says which references are to be embedded."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError("one of " + ", ".join(names))
+        return text
+
+    schema = {"type": "string", "enum": list(names)}
+    what = "reference that is to be embedded; may stand several times"
+    return Parameter("expand", parse, schema, what, (), repeated=True)
 
 
 class PauseBody(BaseModel):
@@ -70,14 +83,14 @@ class PruneBody(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
-    olderThan: float = Field(ge=0, le=100 * _YEAR)
+    olderThan: float = Field(ge=0, le=100 * YEAR)
     type: str | None = None
     after: int = Field(0, ge=0, lt=2**53)
 
 
 def parse_delay(text: str) -> float:
     """Read a delay: decimal seconds with at most three places, up to a year."""
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,3})?", text, re.ASCII) or float(text) > _YEAR:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,3})?", text, re.ASCII) or float(text) > YEAR:
         raise ValueError("seconds from 0 to 31,536,000, with at most three decimal places")
     return float(text)
 
@@ -116,7 +129,7 @@ class Run(Endpoint):
     takes_json = ("POST",)
     parameters = {
         "POST": (
-            Parameter("delay", parse_delay, {"type": "number", "minimum": 0, "maximum": _YEAR},
+            Parameter("delay", parse_delay, {"type": "number", "minimum": 0, "maximum": YEAR},
                       "seconds before the job may run"),
             Parameter("notBefore", parse_moment, {"type": "string", "format": "date-time"},
                       "moment before which the job may not run"),
@@ -136,10 +149,7 @@ class Run(Endpoint):
 
     async def find(self) -> None:
         """Refuse a job type that nobody knows, or that the token does not allow."""
-        job_type = self.request.path["jobType"]
-        self.services.registry.get(job_type)
-        if not self.sees(job_type):
-            raise Forbidden(f"the token does not allow jobs of the type {job_type}")
+        may_submit(self)
 
     async def post(self) -> Answer:
         """Validate, persist, enqueue, and answer the UUID: in this order, all of it in the Manager."""
@@ -152,16 +162,28 @@ class Run(Endpoint):
 
     def _options(self) -> Options:
         query, now = self.request.query, self.services.clock.now()
-        delay, moment = query["delay"], query["notBefore"]
-        if delay is not None and moment is not None:
-            raise InvalidParameter("notBefore", "it excludes delay")
-        if delay is not None:
-            moment = now + delay
-        if moment is not None and moment > now + _YEAR:
-            raise InvalidParameter("notBefore", "it must be at most a year ahead")
-        not_before = moment if moment is not None and moment > now else None
+        not_before = checked_moment(now, query["delay"], query["notBefore"])
         written = tuple(sorted(self.request.written.items()))
         return Options(query["priority"], not_before, written, parents=query["parent"])
+
+
+def may_submit(endpoint: Endpoint) -> None:
+    """Refuse the job type of a path that nobody knows, or that the token does not allow."""
+    job_type = endpoint.request.path["jobType"]
+    endpoint.services.registry.get(job_type)
+    if not endpoint.sees(job_type):
+        raise Forbidden(f"the token does not allow jobs of the type {job_type}")
+
+
+def checked_moment(now: float, delay: float | None, moment: float | None) -> float | None:
+    """Return the moment before which a job may not run, if that is still to come."""
+    if delay is not None and moment is not None:
+        raise InvalidParameter("notBefore", "it excludes delay")
+    if delay is not None:
+        moment = now + delay
+    if moment is not None and moment > now + YEAR:
+        raise InvalidParameter("notBefore", "it must be at most a year ahead")
+    return moment if moment is not None and moment > now else None
 
 
 def principal(endpoint: Endpoint) -> str:
@@ -215,9 +237,10 @@ class Jobs(Endpoint):
                       "only jobs in this state"),
             LIMIT,
             CURSOR,
+            expand_parameter("items"),
         )
     }  # fmt: skip
-    responses = {"GET": {200: ("a page of jobs", "Jobs")}}
+    responses = {"GET": {200: ("a page of jobs; with expand=items each whole", "Jobs")}}
 
     async def get(self) -> Answer:
         """Walk the log of jobs from the cursor on."""
@@ -228,7 +251,10 @@ class Jobs(Endpoint):
         scope = f"jobs?type={job_type}&state={state}"
         page = await self.off_loop(self._read, job_type, state, scope)
         filters = {name: query[name] for name in ("type", "state") if query[name] is not None}
-        return await collection(self, page, [views.item(record) for record in page.items], filters, scope, "jobs")
+        view = views.item
+        if query["expand"]:
+            filters["expand"], view = "items", views.whole
+        return await collection(self, page, [view(record) for record in page.items], filters, scope, "jobs")
 
     def _read(self, job_type: str | None, state: str | None, scope: str) -> Page:
         cursor = self.request.query["cursor"]
@@ -271,6 +297,7 @@ class Job(OfJob):
 
     name = "job"
     url = "/jobs/{uuid}"
+    parameters = {"GET": (expand_parameter("parents", "retriedFrom"),)}
     responses = {
         "GET": {200: ("the whole record", "Job")},
         "DELETE": {
@@ -282,7 +309,23 @@ class Job(OfJob):
 
     async def get(self) -> Answer:
         """Show the whole record."""
-        return Answer(views.whole(self.record), page="job")
+        view = views.whole(self.record)
+        wanted = self.request.query["expand"]
+        if wanted:
+            await self.off_loop(self._expand, view, wanted)
+        return Answer(view, page="job")
+
+    def _expand(self, view: dict[str, Any], wanted: Sequence[str]) -> None:
+        """Embed what is referenced beside its reference; what is gone, or hidden, stays a reference."""
+        references = [
+            one for name in wanted for one in ([view[name]] if isinstance(view[name], dict) else view[name] or ())
+        ]
+        uuids = [str(one["href"]).rpartition("/")[2] for one in references]
+        found = self.manager.get_many(list(dict.fromkeys(uuids)))
+        for reference, uuid in zip(references, uuids, strict=True):
+            record = found.get(uuid)
+            if record is not None and self.sees(record.job_type):
+                reference.update(views.item(record))
 
     async def delete(self) -> Answer:
         """Cancel the job."""

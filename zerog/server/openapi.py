@@ -40,10 +40,16 @@ _PROGRESS: dict[str, Any] = {
     "updatedAt": _TIME,
     "href": _HREF,
 }
+_ACCEPTED = {**_PROGRESS, "status": {"type": "integer", "const": 202}, "replayed": {"type": "boolean"}}
 _ITEM = {**_PROGRESS, "number": {"type": "integer", "minimum": 0}, "createdAt": _TIME}
 _TIMES = {"startedAt": _nullable("string", format="date-time"), "finishedAt": _nullable("string", format="date-time")}
 _COUNTERS = _object({"errors": _COUNT, "crashes": _COUNT, "losses": _COUNT})
 _REFERENCE = _object({"href": _HREF})
+#: How many there are is null where nobody has counted them.
+_COUNTED = _object(
+    {"href": _HREF, "count": _nullable("integer"), "items": {"type": "array", "items": _object(_ITEM)}},
+    ("href", "count"),
+)
 _EVENT: dict[str, Any] = {
     "number": _COUNT,
     "at": _TIME,
@@ -131,6 +137,7 @@ def _schemas() -> dict[str, Any]:
         "counters": _COUNTERS,
         "agent": _nullable("string"),
         "parents": {"type": "array", "items": _REFERENCE},
+        "relationships": _REFERENCE,
         "retriedFrom": {**_REFERENCE, "type": ["object", "null"]},
         "result": {
             **_object({"mediaType": {"type": "string"}, "size": _COUNT, "href": _HREF}),
@@ -163,7 +170,11 @@ def _schemas() -> dict[str, Any]:
         "Retries": _object({"items": {"type": "array", "items": _object(_RETRIED, ("job", "status"))}, "href": _HREF}),
         "Pruned": _object({"pruned": _COUNT, "next": _nullable("integer"), "href": _HREF}),
         "Start": _object(start),
+        "Relationships": _object({"href": _HREF, "parents": _COUNTED, "children": _COUNTED}),
         "Status": _status(),
+        "Batch": _object(
+            {"items": {"type": "array", "items": {"anyOf": [_object(_ACCEPTED), _problem()]}}, "href": _HREF}
+        ),
         "Health": _object({"status": text}),
         "Ready": _object({"status": text, "store": text, "queue": text}),
         "Description": {"type": "object"},
@@ -300,6 +311,8 @@ def _operation(endpoint: type[Endpoint], method: str, registry: Registry, job_ty
         if job_type is None:
             model = endpoint.bodies.get(method)
             schema = {"type": "object"} if model is None else model.model_json_schema()
+            if endpoint.many:
+                schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": endpoint.many}
         content: dict[str, Any] = {"schema": schema}
         if job_type is not None:
             content["example"] = registry.describe(job_type)["example"]

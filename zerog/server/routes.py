@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from zerog.server import jobs, openapi, overview, status
+from zerog.server import batch, jobs, openapi, overview, relationships, status
 from zerog.server.endpoint import Endpoint
 
 ENDPOINTS: tuple[type[Endpoint], ...] = (
     status.Start,
+    batch.RunBatch,  # before the next one, whose pattern covers it
     jobs.Run,
     jobs.Jobs,
     jobs.Job,
@@ -22,6 +23,9 @@ ENDPOINTS: tuple[type[Endpoint], ...] = (
     jobs.Retries,
     jobs.Prune,
     jobs.Explain,
+    relationships.Relationships,
+    relationships.Parents,
+    relationships.Children,
     jobs.Types,
     jobs.Type,
     jobs.PauseType,

@@ -1,0 +1,125 @@
+"""The endpoint that submits many jobs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from zerog import codec, views
+from zerog.exceptions import InvalidParameters, StoreUnavailable, UnknownParent, ZerogError
+from zerog.manager import BatchItem, Options, Submission, Submitted
+from zerog.registry import read_body
+from zerog.server.endpoint import Answer, Endpoint
+from zerog.server.jobs import YEAR, checked_moment, idempotency_key, may_submit, parse_moment, principal
+
+_MOST = 1000
+
+
+class BatchItemBody(BaseModel):
+    """One job of a batch; ``delay`` is in seconds."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    parameters: dict[str, Any]
+    name: str | None = Field(None, min_length=1, max_length=100, description="what others in the batch call it by")
+    parents: list[str] = Field(default_factory=list, max_length=100, description="names in the batch, and UUIDs")
+    delay: float | None = Field(None, ge=0, le=YEAR)
+    notBefore: str | None = None
+    priority: int = Field(1000, ge=0, lt=2**32)
+
+
+class RunBatch(Endpoint):
+    """Submit many jobs of a type."""
+
+    name = "run jobs"
+    url = "/run/{jobType}:batch"
+    role = "submit"
+    takes_json = ("POST",)
+    bodies: ClassVar[Mapping[str, type[BaseModel]]] = {"POST": BatchItemBody}
+    many = _MOST
+    responses = {
+        "POST": {
+            202: ("some jobs are stored and will run; the verdict on each", "Batch"),
+            422: ("none was accepted; why, for each", "Batch"),
+        }
+    }
+
+    async def find(self) -> None:
+        """Refuse a job type that nobody knows, or that the token does not allow."""
+        may_submit(self)
+
+    async def post(self) -> Answer:
+        """Validate and store the jobs, parents before those that wait for them; a verdict for each, in order."""
+        key = idempotency_key(self)
+        entries = codec.parse_array(self.request.body)
+        if not 1 <= len(entries) <= _MOST:
+            detail = f"a batch has 1 to {_MOST:,} items, and not {len(entries):,}"
+            raise InvalidParameters([{"pointer": "", "code": "length", "detail": detail}])
+        verdicts = await self.off_loop(self._submitted, entries, key)
+        # What nobody could store now is to be sent again as it is, and not to be corrected.
+        if all(isinstance(verdict, StoreUnavailable) for verdict in verdicts):
+            raise next(verdict for verdict in verdicts if isinstance(verdict, StoreUnavailable))
+        accepted = any(isinstance(verdict, Submitted) for verdict in verdicts)
+        body = {"items": [_shown(verdict) for verdict in verdicts], "href": self.request.uri}
+        return Answer(body, 202 if accepted else 422, page="batch")
+
+    def _submitted(self, entries: Sequence[Any], key: str | None) -> Sequence[Submitted | ZerogError]:
+        # No key that a client can send has this character in it.
+        keys = [None if key is None else f"{key}\x1f{index}" for index in range(len(entries))]
+        items = [self._item(entry, own) for entry, own in zip(entries, keys, strict=True)]
+        return self.manager.submit_batch(self._without_hidden(items))
+
+    def _item(self, entry: Any, key: str | None) -> BatchItem:
+        """Read one item; what is wrong with it is its own verdict, and its name stays known to the others."""
+        name = entry.get("name") if isinstance(entry, dict) else None
+        name = name if isinstance(name, str) else None
+        try:
+            if not isinstance(entry, dict):
+                raise InvalidParameters([{"pointer": "", "code": "type", "detail": "an item is an object"}])
+            read = read_body(BatchItemBody, codec.canonical(entry))
+            submission = Submission(
+                self.request.path["jobType"], self._parameters(read), self._options(read), key, principal(self)
+            )
+            return BatchItem(submission, read.name, tuple(read.parents))
+        except ZerogError as error:
+            return BatchItem(error, name)
+
+    def _parameters(self, read: BatchItemBody) -> Any:
+        try:
+            return self.services.registry.validate(self.request.path["jobType"], codec.canonical(read.parameters))
+        except InvalidParameters as error:
+            raise InvalidParameters(
+                {**fault, "pointer": f"/parameters{fault['pointer']}"} for fault in error.errors
+            ) from error
+
+    def _options(self, read: BatchItemBody) -> Options:
+        members = {"delay": read.delay, "notBefore": read.notBefore, "priority": read.priority}
+        written = {name: str(value) for name, value in members.items() if value is not None}
+        try:
+            moment = parse_moment(read.notBefore) if read.notBefore is not None else None
+        except ValueError as error:
+            detail = f"it must be {error}"
+            raise InvalidParameters([{"pointer": "/notBefore", "code": "format", "detail": detail}]) from error
+        now = self.services.clock.now()
+        return Options(read.priority, checked_moment(now, read.delay, moment), tuple(sorted(written.items())))
+
+    def _without_hidden(self, items: Sequence[BatchItem]) -> list[BatchItem]:
+        """Refuse parents of types that do not exist for whoever asks."""
+        if self.request.principal is None or not self.request.principal.types:
+            return list(items)
+        named = {item.name for item in items}
+        others = {one.lower() for item in items for one in item.parents if one not in named}
+        found = self.manager.get_many(sorted(others))
+        hidden = {uuid for uuid, record in found.items() if not self.sees(record.job_type)}
+        return [
+            next((BatchItem(UnknownParent(one), item.name) for one in item.parents if one.lower() in hidden), item)
+            for item in items
+        ]
+
+
+def _shown(verdict: Submitted | ZerogError) -> dict[str, Any]:
+    if isinstance(verdict, ZerogError):
+        return views.problem(verdict)
+    return {"status": 202, **views.progress(verdict.record), "replayed": verdict.replayed}
