@@ -26,7 +26,10 @@ ROWS = {
 }  # fmt: skip
 #: Modules that stand beside the rows, with what of zerog they may import.
 BESIDE = {
-    "zerog.client": {"zerog.exceptions"},
+    "zerog.client": {"zerog.client.api", "zerog.client.client", "zerog.client.models"},
+    "zerog.client.api": {"zerog.exceptions"},
+    "zerog.client.models": {"zerog.client.api"},
+    "zerog.client.client": {"zerog.client.api", "zerog.client.models", "zerog.exceptions"},
     "zerog": {"zerog.client", "zerog.exceptions", "zerog.job", "zerog.outcome", "zerog.parents"},
 }
 ADAPTERS = ("zerog.datastore.sqlite", "zerog.datastore.couchbase", "zerog.queue.sqlite", "zerog.queue.beanstalkd")

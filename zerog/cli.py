@@ -19,13 +19,15 @@ import click
 
 import zerog
 from zerog import config
-from zerog.client import Client
+from zerog.client import Api
 from zerog.codec import printable
 from zerog.config import SETTINGS, Settings
 from zerog.console import EXIT, as_values, follow_to_end, print_rows, safe
 from zerog.exceptions import ConfigurationError, ServerUnreachable, ZerogError
 
 _EXIT_REFUSED = 4
+#: Seconds for which a command tries to reach its server; one that follows a job has more.
+_PATIENCE = 1.0
 #: Where ``--ca`` waits until a command makes its client.
 _CA = "zerog.ca"
 
@@ -288,10 +290,10 @@ def over_http(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def _client(server: str | None, token: str | None) -> Client:
+def _client(server: str | None, token: str | None) -> Api:
     ca = click.get_current_context().meta.get(_CA)
     settings = config.load(None, {"server": server, "token": token, "ca": ca})
-    return Client(settings.server, settings.token, settings.ca)
+    return Api(settings.server, settings.token, settings.ca, _PATIENCE)
 
 
 @main.command()
@@ -332,7 +334,7 @@ def run(
     _say_accepted(client, view, wait, as_json)
 
 
-def _say_accepted(client: Client, view: dict[str, Any], wait: bool, as_json: bool) -> None:
+def _say_accepted(client: Api, view: dict[str, Any], wait: bool, as_json: bool) -> None:
     """Print the UUID of a job that was accepted, or wait for its end and print its data."""
     if wait:
         sys.exit(follow_to_end(client, view, as_json))

@@ -9,9 +9,11 @@ from typing import Any
 
 import click
 
-from zerog.client import Client
+from zerog.client import Api
 from zerog.exceptions import ServerUnreachable
 
+#: Seconds for which a server that does not answer is waited for while a job is followed.
+_PATIENCE = 60.0
 #: Exit statuses by the state in which a job ended.
 EXIT = {"succeeded": 0, "failed": 1, "cancelled": 3}
 
@@ -52,8 +54,9 @@ def print_rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def follow_to_end(client: Client, view: dict[str, Any], as_json: bool) -> int:
+def follow_to_end(client: Api, view: dict[str, Any], as_json: bool) -> int:
     """Follow a job to its end, print its data, and return the exit status."""
+    client.patience = _PATIENCE  # the job is under way: a server that starts anew is waited for
     try:
         last = _follow(client, view, as_json)
         if as_json:
@@ -74,7 +77,7 @@ def follow_to_end(client: Client, view: dict[str, Any], as_json: bool) -> int:
         return 4
 
 
-def _follow(client: Client, view: dict[str, Any], as_json: bool) -> dict[str, Any]:
+def _follow(client: Api, view: dict[str, Any], as_json: bool) -> dict[str, Any]:
     if as_json:
         for last in client.follow(view["uuid"]):
             click.echo(json.dumps(last))
@@ -87,7 +90,7 @@ def _follow(client: Client, view: dict[str, Any], as_json: bool) -> dict[str, An
     return _follow_with_bar(client, view)
 
 
-def _follow_with_bar(client: Client, view: dict[str, Any]) -> dict[str, Any]:
+def _follow_with_bar(client: Api, view: dict[str, Any]) -> dict[str, Any]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 

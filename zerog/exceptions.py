@@ -15,7 +15,7 @@ of a problem document.  ``code`` is the stable word that programs compare.
     │   ├── Forbidden, CrossOrigin       403
     │   ├── UnknownResource              404, with UnknownJob, UnknownType and UnknownToken below it
     │   ├── MethodNotAllowed 405, NotAcceptable 406, RequestTimeout 408
-    │   ├── StateConflict                409: AlreadyFinished, JobFailed, JobCancelled
+    │   ├── StateConflict                409: NotFinished, AlreadyFinished, JobFailed, JobCancelled
     │   ├── BodyTooLarge 413, UnsupportedMediaType 415, RangeNotSatisfiable 416, Misdirected 421
     │   ├── InvalidParameters, IdempotencyKeyReused, DuplicateName, CyclicParents, ParentRefused 422
     │   └── RateLimited 429
@@ -230,6 +230,12 @@ class StateConflict(RequestError):
 
     status = 409
     code = "conflict"
+
+
+class NotFinished(StateConflict):
+    """The job has not ended yet."""
+
+    code = "not_finished"
 
 
 class AlreadyFinished(StateConflict):

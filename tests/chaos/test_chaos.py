@@ -21,7 +21,7 @@ from zerog.chaos.report import Report, table, write
 from zerog.chaos.run import Run
 from zerog.chaos.scenarios import SCENARIOS
 from zerog.chaos.site import Site
-from zerog.client import Client
+from zerog.client import Api
 from zerog.exceptions import UnknownJob
 
 FULL = bool(os.environ.get("TESTS_FULL"))
@@ -146,13 +146,13 @@ def test_the_judge_finds_what_must_not_be(
     found: str,
 ) -> None:
     answers = Answers(seen, {"uuid": "a", "attempt": attempt})
-    monkeypatch.setattr("zerog.chaos.run.Client", lambda url: answers)
+    monkeypatch.setattr("zerog.chaos.run.Api", lambda url, patience: answers)
     (tmp_path / "ledger").write_text(lines(*ledger_says))
     site = SimpleNamespace(store="sqlite", queue="sqlite", url="", ledger=tmp_path / "ledger", superseded=lambda: 0)
     one = Run(SCENARIOS["K1"], cast(Site, site), jobs=1, faults=0, seed=1)
     one.acknowledged["key"] = "a"
     if first is not None:
-        one._notice(cast(Client, Answers(first, {})), "a")
+        one._notice(cast(Api, Answers(first, {})), "a")
     one._judge()
     assert found in "; ".join(one.report.findings)
     assert bool(one.report.findings) is bool(found)
@@ -186,7 +186,7 @@ def test_the_judge_knows_what_is_to_raise_and_what_is_to_go_on_later(
 ) -> None:
     attempt = max(one[2] for one in ledger_says)
     seen = view(state, attempt, counters={"errors": errors})
-    monkeypatch.setattr("zerog.chaos.run.Client", lambda url: Answers(seen, {"uuid": "a", "attempt": attempt}))
+    monkeypatch.setattr("zerog.chaos.run.Api", lambda url, patience: Answers(seen, {"uuid": "a", "attempt": attempt}))
     (tmp_path / "ledger").write_text(lines(*ledger_says))
     site = SimpleNamespace(store="sqlite", queue="sqlite", url="", ledger=tmp_path / "ledger", superseded=lambda: 0)
     one = Run(SCENARIOS["K3"], cast(Site, site), jobs=1, faults=0, seed=1)
@@ -197,7 +197,9 @@ def test_the_judge_knows_what_is_to_raise_and_what_is_to_go_on_later(
 
 
 def test_the_judge_counts_what_ran_twice_where_nothing_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zerog.chaos.run.Client", lambda url: Answers(view(attempt=2), {"uuid": "a", "attempt": 2}))
+    monkeypatch.setattr(
+        "zerog.chaos.run.Api", lambda url, patience: Answers(view(attempt=2), {"uuid": "a", "attempt": 2})
+    )
     (tmp_path / "ledger").write_text(lines(*TWICE))
     site = SimpleNamespace(store="sqlite", queue="sqlite", url="", ledger=tmp_path / "ledger", superseded=lambda: 0)
     for name, allowed in (("K1", True), ("K4", False)):

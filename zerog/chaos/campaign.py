@@ -14,7 +14,7 @@ from zerog.chaos.report import Report
 from zerog.chaos.run import Run, Scenario
 from zerog.chaos.scenarios import SCENARIOS
 from zerog.chaos.site import Site
-from zerog.client import Client
+from zerog.client import Api
 from zerog.exceptions import BadSetting, UnknownType, ZerogError
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def _check(wanted: Wanted) -> None:
         config.load(None, {"datastore": wanted.datastore}, {})
     if wanted.server is not None:
         try:
-            Client(wanted.server).type("chaos-work")
+            Api(wanted.server, patience=0).type("chaos-work")
         except UnknownType as error:
             raise BadSetting(f"{wanted.server} does not serve the application zerog.chaos") from error
 

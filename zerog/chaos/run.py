@@ -16,7 +16,7 @@ from typing import Any
 from zerog.chaos import ledger
 from zerog.chaos.report import Report
 from zerog.chaos.site import Site, until
-from zerog.client import Client
+from zerog.client import Api
 from zerog.exceptions import ServerUnreachable, StoreFull, StoreUnavailable, ZerogError
 
 TERMINAL = ("succeeded", "failed", "cancelled")
@@ -156,7 +156,7 @@ class Run:
         It runs for ``seconds``, ``delay`` seconds later at the earliest; ``ballast`` bytes are among its parameters.
         Returns its UUID, or None.
         """
-        client = Client(self.site.url)
+        client = Api(self.site.url, patience=0)
         parameters = {"ledger": str(self.site.ledger), "seconds": round(seconds, 3), "ballast": "x" * ballast}
         parameters.update(_PARAMETERS[kind])
         end = time.monotonic() + patience
@@ -196,7 +196,7 @@ class Run:
     def _notice_ends(self) -> None:
         """Look at one job after the other while injuries happen: what has ended once must not change any more."""
         choice = random.Random(self.jobs)
-        client = Client(self.site.url)
+        client = Api(self.site.url, patience=0)
         while not self._injured.wait(_LOOK):
             with self._lock:
                 uuids = list(self.acknowledged.values())
@@ -205,7 +205,7 @@ class Run:
                 with suppress(ZerogError):
                     self._notice(client, choice.choice(unseen))
 
-    def _notice(self, client: Client, uuid: str) -> bool:
+    def _notice(self, client: Api, uuid: str) -> bool:
         """Look at a job; whether it has ended."""
         view = client.job(uuid)
         if view["state"] not in TERMINAL:
@@ -214,7 +214,7 @@ class Run:
         return True
 
     def _wait_for_ends(self) -> None:
-        client = Client(self.site.url)
+        client = Api(self.site.url, patience=0)
         end = time.monotonic() + _PATIENCE + _PATIENCE_PER_JOB * self.jobs
         open_jobs = set(self.acknowledged.values())
         while open_jobs and time.monotonic() < end:
@@ -225,7 +225,7 @@ class Run:
             time.sleep(0.05)
 
     def _judge(self) -> None:
-        report, client = self.report, Client(self.site.url)
+        report, client = self.report, Api(self.site.url, patience=0)
         report.acknowledged = len(self.acknowledged)
         executions = ledger.by_job(self.executions())
         for uuid in self.acknowledged.values():
@@ -246,7 +246,7 @@ class Run:
         if report.acknowledged < report.attempted:
             report.findings.append(f"{report.attempted - report.acknowledged} submits were never acknowledged")
 
-    def _measure_recoveries(self, client: Client, executions: dict[str, list[ledger.Execution]]) -> None:
+    def _measure_recoveries(self, client: Api, executions: dict[str, list[ledger.Execution]]) -> None:
         """Note how long each job waited that an injury interrupted, and what the events say of the longest wait if no
         lease and sweep explain it."""
         found: list[tuple[float, float, str]] = []
@@ -263,7 +263,7 @@ class Run:
         if longest > self.site.lease + self.site.sweep + 1:
             self.report.longest = [f"{longest:.2f} s, job {uuid}", *_since(client, uuid, moment)]
 
-    def _judge_job(self, client: Client, uuid: str, executions: list[ledger.Execution]) -> None:
+    def _judge_job(self, client: Api, uuid: str, executions: list[ledger.Execution]) -> None:
         report = self.report
         try:
             view = client.job(uuid)
@@ -365,7 +365,7 @@ class Run:
         return [agent for agent in self.site.agents if agent.pid in running]
 
 
-def _since(client: Client, uuid: str, moment: float) -> list[str]:
+def _since(client: Api, uuid: str, moment: float) -> list[str]:
     """Return the events of a job with the seconds since a moment of the monotonic clock."""
     began = moment + time.time() - time.monotonic()
     with suppress(ZerogError):

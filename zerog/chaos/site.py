@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from zerog.chaos.proxy import Proxy
-from zerog.client import Client
+from zerog.client import Api
 from zerog.exceptions import MissingDependency, ZerogError
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class Site:
         self.lease, self.sweep = lease, sweep
         self.port = free_port()
         self.url = server or f"http://127.0.0.1:{self.port}"
-        self.client = Client(self.url)
+        self.client = Api(self.url, patience=0)
         self.server: subprocess.Popen[bytes] | None = None
         self.agents: list[subprocess.Popen[bytes]] = []
         self.beanstalkd: subprocess.Popen[bytes] | None = None
