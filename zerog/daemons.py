@@ -33,7 +33,7 @@ _SOCKETS = "ZEROG_SOCKETS"
 
 def run_server(settings: Settings) -> None:
     """Run the HTTP server until a signal ends it."""
-    from zerog.server import app
+    from zerog.server import app, applications
 
     inherited = _inherited_sockets()
     if settings.processes > 1 and not inherited:
@@ -63,6 +63,7 @@ def run_server(settings: Settings) -> None:
         tls,
         frozenset(origin.lower().rstrip("/") for origin in settings.allowed_origins or ()),
         settings.rate_limit,
+        applications.endpoints(settings.applications),
     )
     server.prepare()
     if tokens.known_on and tls is None and not app.is_loopback(settings.address):

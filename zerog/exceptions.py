@@ -18,7 +18,8 @@ of a problem document.  ``code`` is the stable word that programs compare.
     │   ├── StateConflict                409: NotFinished, AlreadyFinished, JobFailed, JobCancelled
     │   ├── BodyTooLarge 413, UnsupportedMediaType 415, RangeNotSatisfiable 416, Misdirected 421
     │   ├── InvalidParameters, IdempotencyKeyReused, DuplicateName, CyclicParents, ParentRefused 422
-    │   └── RateLimited 429
+    │   ├── RateLimited 429
+    │   └── Problem                      what an application refuses, with a status and a code of its own
     ├── InternalError                    500
     ├── DatastoreError
     │   ├── NotFound, AlreadyExists, Conflict
@@ -282,6 +283,18 @@ class Misdirected(RequestError):
 
     status = 421
     code = "misdirected_request"
+
+
+class Problem(RequestError):
+    """The application refuses the request."""
+
+    code = "refused"
+
+    def __init__(self, status: int, detail: str, code: str = "refused", **members: Any) -> None:
+        if not 400 <= status <= 599:
+            raise ValueError("a problem has a status from 400 to 599")
+        super().__init__(detail, **members)
+        self.status, self.code = status, code
 
 
 class DuplicateName(RequestError):

@@ -69,7 +69,7 @@ async def test_every_endpoint_says_what_it_is(http_client: AsyncHTTPClient, base
         for method in endpoint.methods():
             listed = {one["name"]: one["required"] for one in operations[method.lower()]["parameters"]}
             assert {name for name, required in listed.items() if required} >= set(names(endpoint.url))
-            assert {one.name for one in endpoint.parameters.get(method, ())} <= set(listed)
+            assert {one.name for one in endpoint.query_parameters(method)} <= set(listed)
 
 
 @pytest.mark.requirement("G8")

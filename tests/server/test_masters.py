@@ -205,7 +205,7 @@ def test_the_status_shows_process_configuration_endpoints_queue_and_agents(zerog
     assert view["configuration"]["token"]["value"] == "**********"
     jobs = next(one for one in view["endpoints"] if one["name"] == "jobs")
     assert jobs == {"name": "jobs", "url": "/jobs", "methods": ["GET"], "required": [],
-                    "optional": ["cursor", "limit", "state", "type"]}  # fmt: skip
+                    "optional": ["cursor", "expand", "limit", "state", "type"]}  # fmt: skip
     assert {"view_status", "metrics", "run job"} <= {one["name"] for one in view["endpoints"]}
     assert next(one for one in view["queue"]["items"] if one["jobType"] == "noop")["queue"]["ready"] == 0
     wait_until(lambda: zerog.client.get("/view_status").json()["agents"]["states"]["running"] == 1, 10)

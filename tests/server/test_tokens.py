@@ -256,6 +256,7 @@ def test_the_rate_of_a_token_is_limited_at_all_servers_together(alone: Deploymen
         if time.time() % 60 > 45:
             time.sleep(60 - time.time() % 60)  # what follows is to happen within one minute
         answer = alone.client.get("/types", headers=headers)
+        assert answer.status_code == 200, answer.text
         assert answer.headers["RateLimit-Policy"] == '"token";q=30;w=60'
         assert re.fullmatch(r'"token";r=29;t=\d+', answer.headers["RateLimit"])
         for _ in range(14):

@@ -1,5 +1,6 @@
 """The HTTP server.  Only here is an event loop; everything below is plain synchronous code, called in threads."""
 
+from zerog.exceptions import Problem
 from zerog.server.endpoint import Answer, Endpoint, Parameter
 
-__all__ = ["Answer", "Endpoint", "Parameter"]
+__all__ = ["Answer", "Endpoint", "Parameter", "Problem"]

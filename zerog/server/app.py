@@ -26,7 +26,7 @@ from zerog.manager import Manager, Submission, Submitted
 from zerog.record import JobRecord
 from zerog.registry import Registry
 from zerog.server.door import Door, log_request
-from zerog.server.endpoint import NO_SUCH_JOB, Services
+from zerog.server.endpoint import NO_SUCH_JOB, Endpoint, Services
 from zerog.server.lanes import Lane
 from zerog.server.rates import Rates
 from zerog.server.routes import ENDPOINTS, pattern
@@ -70,6 +70,7 @@ class Server:
         tls: ssl.SSLContext | None = None,
         allowed_origins: frozenset[str] = frozenset(),
         rate_limit: int = 0,
+        endpoints: Sequence[type[Endpoint]] = (),
     ) -> None:
         self._manager = manager
         self._pool = ThreadPoolExecutor(_POOL, thread_name_prefix="pool")
@@ -97,7 +98,7 @@ class Server:
             allowed_hosts=allowed_hosts,
             allowed_origins=allowed_origins,
             configuration=configuration or {},
-            endpoints=ENDPOINTS,
+            endpoints=(*ENDPOINTS, *endpoints),
             started=(clock.now(), clock.monotonic()),
         )
         self._http: HTTPServer | None = None

@@ -11,6 +11,7 @@ import logging
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from inspect import iscoroutinefunction
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -47,6 +48,7 @@ from zerog.server.endpoint import (
     Endpoint,
     Request,
     Services,
+    read_model,
     read_query,
 )
 from zerog.server.negotiation import choose
@@ -319,15 +321,19 @@ class Door(tornado.web.RequestHandler):
         )
         endpoint = self._endpoint(self._services, request, asyncio.get_running_loop())
         await endpoint.find()
-        if verb in self._endpoint.takes_json and (request.body or verb not in self._endpoint.body_optional):
+        if self._endpoint.reads_json(verb) and (request.body or verb not in self._endpoint.body_optional):
             self._check_media_type()
         pairs = self._query_pairs()
-        request.query = read_query(pairs, self._endpoint.parameters.get(verb, ()))
-        request.written = _written(pairs)
-        call: Callable[[], Any] = getattr(endpoint, verb.lower())
-        done = call()
-        if isinstance(done, Awaitable):
-            done = await done
+        call: Callable[..., Any] = getattr(endpoint, verb.lower())
+        model = self._endpoint.model()
+        arguments = () if model is None else (read_model(model, request, pairs),)
+        if model is None:
+            request.query = read_query(pairs, self._endpoint.query_parameters(verb))
+            request.written = _written(pairs)
+        if iscoroutinefunction(call):
+            done = await call(*arguments)
+        else:
+            done = await endpoint.off_loop(call, *arguments)
         return done if isinstance(done, Answer) else Answer(done)
 
     def _check_media_type(self) -> None:

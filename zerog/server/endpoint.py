@@ -1,7 +1,22 @@
 """Endpoint: the base of every handler.  It has no rule about jobs and no rule about HTTP either: those are in ``door``.
 
-An endpoint says what it is (name, URL, parameters, offers) and defines the methods that are valid for it: ``get``,
-``post``, ``put``, ``patch``, ``delete``.  Each takes no arguments and returns an ``Answer``, or the JSON to be shown.
+An endpoint says what it is (name, URL, parameters, offers, role) and defines the methods that are valid for it:
+``get``, ``post``, ``put``, ``patch``, ``delete``.  Each returns an ``Answer``, or the JSON to be shown, or raises a
+``Problem``.  A coroutine runs in the event loop; a plain method runs in a thread of the pool, and may wait.
+
+Applications have endpoints too: every subclass with a ``url`` in ``<application>.endpoints`` is served. ::
+
+    class Range(pydantic.BaseModel):
+        first: int = 0
+        last: int
+
+    class Sums(zerog.server.Endpoint):
+        name = "sums"
+        url = "/sums"
+        parameters = Range      # the query of GET and DELETE, the body of the others; unknown members are refused
+
+        def get(self, parameters: Range) -> dict:
+            return {"sum": sum(range(parameters.first, parameters.last))}
 """
 
 from __future__ import annotations
@@ -12,13 +27,14 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from zerog import codec
 from zerog.clock import Clock
 from zerog.exceptions import InvalidParameter, UnknownJob
 from zerog.manager import Manager, Submission, Submitted
 from zerog.record import JobRecord
-from zerog.registry import Registry
+from zerog.registry import Registry, read_body
 from zerog.server.lanes import Lane
 from zerog.server.rates import Rates
 from zerog.server.watcher import Watcher
@@ -29,6 +45,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 JSON = "application/json"
 HTML = "text/html"
@@ -134,8 +151,9 @@ class Endpoint:
     name: ClassVar[str] = ""
     #: URL with the names of its parts in braces: ``/jobs/{uuid}``.
     url: ClassVar[str] = ""
-    #: Parameters in the query, by method.
-    parameters: ClassVar[Mapping[str, tuple[Parameter, ...]]] = {}
+    #: A model: what a method gets as its argument, from the query of GET and DELETE, else from the body, and from the
+    #: parts of the URL that it has members for.  Or the parameters in the query, by method.
+    parameters: ClassVar[type[BaseModel] | Mapping[str, tuple[Parameter, ...]]] = {}
     #: Media types that it offers, the preferred one first.
     offers: ClassVar[tuple[str, ...]] = (JSON, HTML)
     #: Methods whose body is read as JSON.
@@ -152,6 +170,21 @@ class Endpoint:
     public: ClassVar[bool] = False
     #: What the methods answer, for the description: method → status → (description, schema name, media types).
     responses: ClassVar[Mapping[str, Mapping[int, tuple[str, str | None]]]] = {}
+
+    @classmethod
+    def model(cls) -> type[BaseModel] | None:
+        """Return the model of the parameters, if they have one."""
+        return cls.parameters if isinstance(cls.parameters, type) else None
+
+    @classmethod
+    def query_parameters(cls, method: str) -> tuple[Parameter, ...]:
+        """Return the parameters in the query of a method."""
+        return cls.parameters.get(method, ()) if not isinstance(cls.parameters, type) else ()
+
+    @classmethod
+    def reads_json(cls, method: str) -> bool:
+        """Return whether the body of a method is JSON."""
+        return method in cls.takes_json or (cls.model() is not None and method not in ("GET", "DELETE"))
 
     def __init__(self, services: Services, request: Request, loop: AbstractEventLoop) -> None:
         self.services = services
@@ -243,3 +276,21 @@ def read_query(pairs: list[tuple[str, str]], parameters: tuple[Parameter, ...]) 
             raise InvalidParameter(name, f"it must be {error}") from error
         values[name] = tuple(dict.fromkeys((*values[name], value))) if known[name].repeated else value
     return values
+
+
+def read_model(model: type[M], request: Request, pairs: list[tuple[str, str]]) -> M:
+    """Read the parameters of an application's endpoint; ``InvalidParameter`` in the query, else as for a job's body."""
+    path = {name: text for name, text in request.path.items() if name in model.model_fields}
+    if request.method not in ("GET", "DELETE"):
+        read_query(pairs, ())
+        if not path:
+            return read_body(model, request.body)
+        return read_body(model, codec.canonical({**codec.parse(request.body), **path}))
+    known = tuple(Parameter(name, str, {}, "") for name in model.model_fields if name not in path)
+    values = {name: text for name, text in read_query(pairs, known).items() if text is not None}
+    try:
+        return model.model_validate_strings({**values, **path}, strict=False)
+    except ValidationError as error:
+        fault = error.errors(include_input=False, include_url=False)[0]
+        name = str(fault["loc"][0]) if fault["loc"] else "query"
+        raise InvalidParameter(name[:100], str(fault["msg"])) from None

@@ -231,7 +231,7 @@ class Description(Endpoint):
     offers = (JSON, "application/vnd.oai.openapi+json")
     responses = {"GET": {200: ("this description", "Description")}}
 
-    def get(self) -> Answer:
+    async def get(self) -> Answer:
         """Send the description."""
         return Answer(describe(self.services.endpoints, self.services.registry, self.services.tokens.on))
 
@@ -306,10 +306,10 @@ def _operation(endpoint: type[Endpoint], method: str, registry: Registry, job_ty
         "parameters": _parameters(endpoint, method, registry, job_type),
         "responses": _responses(endpoint, method),
     }
-    if method in endpoint.takes_json:
+    if endpoint.reads_json(method):
         schema: dict[str, Any] = {"$ref": f"#/components/schemas/Parameters.{job_type}"}
         if job_type is None:
-            model = endpoint.bodies.get(method)
+            model = endpoint.bodies.get(method) or endpoint.model()
             schema = {"type": "object"} if model is None else model.model_json_schema()
             if endpoint.many:
                 schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": endpoint.many}
@@ -330,9 +330,10 @@ def _parameters(
                 continue
             schema: dict[str, Any] = {"type": "string", "enum": registry.names}
         else:
-            schema = {"type": "string", "format": "uuid"}
+            schema = {"type": "string", "format": "uuid"} if name == "uuid" else {"type": "string"}
         found.append({"name": name, "in": "path", "required": True, "schema": schema})
-    for parameter in endpoint.parameters.get(method, ()):
+    found += _of_model(endpoint, method)
+    for parameter in endpoint.query_parameters(method):
         found.append(
             {
                 "name": parameter.name,
@@ -347,9 +348,31 @@ def _parameters(
     return found
 
 
+def _of_model(endpoint: type[Endpoint], method: str) -> list[dict[str, Any]]:
+    """Return the parameters in the query that an application's endpoint describes by a model."""
+    model = endpoint.model()
+    if model is None or endpoint.reads_json(method):
+        return []
+    schema = model.model_json_schema()
+    in_path = re.findall(r"\{(\w+)\}", endpoint.url)
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": name in schema.get("required", ()),
+            "description": member.get("description", ""),
+            "schema": member,
+        }
+        for name, member in schema.get("properties", {}).items()
+        if name not in in_path
+    ]
+
+
 def _responses(endpoint: type[Endpoint], method: str) -> dict[str, Any]:
     described = endpoint.responses.get(method, {})
     responses = {str(status): _response(endpoint, status, *what) for status, what in described.items()}
+    if not responses:
+        responses["200"] = {"description": "the answer", "content": {offer: {} for offer in endpoint.offers}}
     problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
     responses["default"] = {
         "description": "an error, as a problem document",

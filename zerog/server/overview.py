@@ -99,13 +99,15 @@ class ViewStatus(Overview):
 
 def described(endpoint: type[Endpoint]) -> dict[str, Any]:
     """Return what an endpoint says of itself."""
-    parameters = [one for several in endpoint.parameters.values() for one in several]
+    known = [(one.name, one.required) for method in endpoint.methods() for one in endpoint.query_parameters(method)]
+    for model in filter(None, (endpoint.model(), *endpoint.bodies.values())):
+        known += [(member.alias or name, member.is_required()) for name, member in model.model_fields.items()]
     return {
         "name": endpoint.name,
         "url": endpoint.url,
         "methods": list(endpoint.methods()),
-        "required": sorted({one.name for one in parameters if one.required}),
-        "optional": sorted({one.name for one in parameters if not one.required}),
+        "required": sorted({name for name, required in known if required}),
+        "optional": sorted({name for name, required in known if not required}),
     }
 
 

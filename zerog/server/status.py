@@ -46,7 +46,7 @@ class Health(Endpoint):
     offers = (JSON,)
     responses = {"GET": {200: ("the process answers", "Health")}}
 
-    def get(self) -> Answer:
+    async def get(self) -> Answer:
         """Say that the process answers."""
         return Answer({"status": "ok"})
 
@@ -100,7 +100,7 @@ class Style(Endpoint):
     offers = ("text/css",)
     responses = {"GET": {200: ("the style sheet", "Bytes")}}
 
-    def get(self) -> Answer:
+    async def get(self) -> Answer:
         """Send the style sheet."""
         return Answer(pages.STYLE, headers={"Cache-Control": "max-age=3600"}, media_type="text/css; charset=utf-8")
 

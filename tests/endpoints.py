@@ -1,0 +1,71 @@
+"""Endpoints of an application, as somebody else would write them: public names only."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+import zerog.server
+from zerog.server import Answer, Problem
+
+
+class Range(BaseModel):
+    """Two numbers."""
+
+    first: int = Field(0, ge=0, le=1_000_000, description="where it begins")
+    last: int = Field(ge=0, le=1_000_000, description="where it ends")
+
+
+class Sums(zerog.server.Endpoint):
+    """Sums of numbers."""
+
+    name = "sums"
+    url = "/sums"
+    parameters = Range
+
+    def get(self, parameters: Range) -> dict[str, Any]:
+        """Return a sum."""
+        on_loop = threading.current_thread() is threading.main_thread()
+        return {"sum": sum(range(parameters.first, parameters.last)), "onLoop": on_loop, "href": "/sums"}
+
+    def post(self, parameters: Range) -> Answer:
+        """Keep a range."""
+        return Answer({"range": [parameters.first, parameters.last]}, 201, {"Location": "/sums/kept"})
+
+
+class Named(BaseModel):
+    """What a name in the path stands for."""
+
+    name: str = Field(pattern="^[a-z]{1,10}$")
+    loud: bool = False
+
+
+class Greeting(zerog.server.Endpoint):
+    """Greets."""
+
+    name = "greeting"
+    url = "/greetings/{name}"
+    parameters = Named
+    role = "admin"
+
+    def get(self, parameters: Named) -> dict[str, Any]:
+        """Greet."""
+        text = f"hello {parameters.name}"
+        return {"text": text.upper() if parameters.loud else text, "service": self.manager.service}
+
+
+class Broken(zerog.server.Endpoint):
+    """Has a defect, or refuses."""
+
+    name = "broken endpoint"
+    url = "/broken-endpoint"
+
+    def get(self) -> None:
+        """Raise what nobody expects."""
+        raise RuntimeError("a secret of the defect")
+
+    def put(self) -> None:
+        """Refuse."""
+        raise Problem(409, "as was asked", "asked_for", detail_of="this")

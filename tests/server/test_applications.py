@@ -1,0 +1,113 @@
+"""Endpoints of applications: found, read by their model, called off the loop, described, counted, closed by roles."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.deployment import Deployment
+from zerog.exceptions import BadSetting
+from zerog.server import applications
+
+pytestmark = pytest.mark.requirement("G4", "G5", "G6", "G15")
+
+
+@pytest.fixture(scope="module")
+def zerog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    made = Deployment(tmp_path_factory.mktemp("applications"))
+    try:
+        made.start_server()
+        yield made
+    finally:
+        made.close()
+
+
+def test_the_query_is_read_by_the_model_and_the_method_may_wait(zerog: Deployment) -> None:
+    answer = zerog.client.get("/sums?last=10&first=7")
+    assert answer.json() == {"sum": 24, "onLoop": False, "href": "/sums"}
+    assert zerog.client.get("/sums?last=4").json()["sum"] == 6
+    for query, parameter in (
+        ("", "last"), ("last=x", "last"), ("last=-1", "last"), ("last=1&more=2", "more"), ("last=1&last=2", "last"),
+    ):  # fmt: skip
+        refused = zerog.client.get(f"/sums?{query}")
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_parameter"), query
+        assert refused.json()["errors"][0]["parameter"] == parameter
+
+
+def test_the_body_is_read_by_the_model(zerog: Deployment) -> None:
+    answer = zerog.client.post("/sums", json={"last": 3})
+    assert (answer.status_code, answer.headers["Location"], answer.json()) == (201, "/sums/kept", {"range": [0, 3]})
+    refused = zerog.client.post("/sums", json={"last": "3", "x": 1})
+    assert refused.status_code == 422
+    assert {one["pointer"] for one in refused.json()["errors"]} == {"/last", "/x"}
+    assert zerog.client.post("/sums", content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
+    assert zerog.client.post("/sums", json=[1]).json()["code"] == "object_expected"
+    assert zerog.client.post("/sums?last=3", json={"last": 3}).status_code == 400
+
+
+def test_parts_of_the_url_are_parameters_too(zerog: Deployment) -> None:
+    assert zerog.client.get("/greetings/world?loud=true").json() == {"text": "HELLO WORLD", "service": "zerog"}
+    assert zerog.client.get("/greetings/WORLD").status_code == 400
+    assert zerog.client.get("/greetings/world?name=other").status_code == 400
+
+
+def test_methods_types_and_pages_are_as_everywhere(zerog: Deployment) -> None:
+    refused = zerog.client.delete("/sums")
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, POST, HEAD, OPTIONS")
+    assert zerog.client.get("/sums?last=1", headers={"Accept": "image/png"}).status_code == 406
+    page = zerog.client.get("/sums?last=4", headers={"Accept": "text/html"})
+    assert page.headers["content-type"].startswith("text/html") and ">6<" in page.text
+
+
+def test_a_defect_is_500_without_its_text_and_a_problem_is_what_it_says(zerog: Deployment) -> None:
+    broken = zerog.client.get("/broken-endpoint")
+    assert (broken.status_code, broken.json()["code"]) == (500, "internal_error")
+    assert "secret" not in broken.text and "a secret of the defect" in zerog.log("server")
+    refused = zerog.client.put("/broken-endpoint")
+    assert (refused.status_code, refused.json()["code"], refused.json()["detail"]) == (409, "asked_for", "as was asked")
+    assert refused.headers["content-type"].startswith("application/problem+json")
+
+
+def test_they_are_described_and_counted(zerog: Deployment) -> None:
+    described = zerog.client.get("/openapi.json").json()["paths"]
+    (last,) = [one for one in described["/sums"]["get"]["parameters"] if one["name"] == "last"]
+    assert (last["required"], last["description"], last["schema"]["maximum"]) == (True, "where it ends", 1_000_000)
+    assert described["/sums"]["post"]["requestBody"]["content"]["application/json"]["schema"]["required"] == ["last"]
+    assert described["/greetings/{name}"]["get"]["security"][0] == {"bearer": ["admin"]}
+    listed = zerog.client.get("/view_status").json()["endpoints"]
+    (sums,) = [one for one in listed if one["name"] == "sums"]
+    assert sums == {
+        "name": "sums",
+        "url": "/sums",
+        "methods": ["GET", "POST"],
+        "required": ["last"],
+        "optional": ["first"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import zerog.server\nclass A(zerog.server.Endpoint):\n    name, url = 'a', '/jobs'\n", "/jobs"),
+        ("import zerog.server\nclass A(zerog.server.Endpoint):\n    url = '/a'\n", "needs a name"),
+        ("import nothing_of_this_name\n", "nothing_of_this_name"),
+        ("1 / 0\n", "ZeroDivisionError"),
+    ],
+)
+def test_endpoints_that_cannot_be_served_are_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str
+) -> None:
+    package = tmp_path / "application_of_a_test"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "endpoints.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        with pytest.raises(BadSetting, match=says):
+            applications.endpoints(["application_of_a_test"])
+    finally:
+        for name in [one for one in sys.modules if one.startswith("application_of_a_test")]:
+            del sys.modules[name]
