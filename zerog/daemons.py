@@ -64,6 +64,7 @@ def run_server(settings: Settings) -> None:
         frozenset(origin.lower().rstrip("/") for origin in settings.allowed_origins or ()),
         settings.rate_limit,
         applications.endpoints(settings.applications),
+        applications.run_parameters(settings.applications),
     )
     server.prepare()
     if tokens.known_on and tls is None and not app.is_loopback(settings.address):

@@ -229,6 +229,7 @@ class Context:
         self._warned = False
         self._parent_uuids = tuple(parents)
         self._parents: tuple[Parent, ...] | None = None
+        self._published = 0
 
     @property
     def cancelled(self) -> bool:
@@ -248,6 +249,25 @@ class Context:
         if self._parents is None:
             self._parents = parents(self._parent_uuids, self._reporter.ask)
         return self._parents
+
+    def publish(self, topic: str, value: Any) -> int:
+        """Add a message (JSON of up to 64 KiB) to a topic of the application, and return its number when it is stored.
+
+        The n-th message of every attempt has the same key, by which readers know what a job that ran again has said
+        before.  ``ValueError`` for a bad name of a topic, and for what is no JSON or too large.
+        """
+        self._published += 1
+        question = {
+            "t": "publish",
+            "topic": topic,
+            "key": f"{self.uuid}:{self._published}",
+            "value": to_json(value).decode(),
+        }
+        answer = self._reporter.ask(question)
+        assert isinstance(answer, dict)
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return int(answer["published"])
 
     def checkpoint(self, state: Any) -> None:
         """Keep ``state`` for whatever attempt comes next, and return when it is stored.

@@ -29,8 +29,8 @@ from typing import Any
 from zerog import failpoints
 from zerog.agent.attempt import WRITE_EVERY, Attempt, Stop, Terms, read_outcome
 from zerog.agent.entries import Entries
-from zerog.agent.parents import answered
 from zerog.agent.process import Child
+from zerog.agent.questions import answered
 from zerog.clock import Clock
 from zerog.datastore.blobs import CHUNK
 from zerog.exceptions import QueueUnavailable, UnknownType
@@ -475,7 +475,7 @@ class Slot:
             attempt.media_type = message["mediaType"]
         elif message["t"] == "checkpoint":
             attempt.checkpoint = (message["number"], json.loads(message["state"]))
-        elif message["t"] in ("parents", "read"):
+        elif message["t"] in ("parents", "read", "publish"):
             attempt.question = message
         elif message["t"] == "outcome":
             self._on_outcome(attempt, message)

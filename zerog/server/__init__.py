@@ -1,6 +1,7 @@
 """The HTTP server.  Only here is an event loop; everything below is plain synchronous code, called in threads."""
 
+from zerog.clock import to_iso as iso
 from zerog.exceptions import Problem
-from zerog.server.endpoint import Answer, Endpoint, Parameter
+from zerog.server.endpoint import Answer, Endpoint, Parameter, RunParameter
 
-__all__ = ["Answer", "Endpoint", "Parameter", "Problem"]
+__all__ = ["Answer", "Endpoint", "Parameter", "Problem", "RunParameter", "iso"]

@@ -26,7 +26,7 @@ from zerog.manager import Manager, Submission, Submitted
 from zerog.record import JobRecord
 from zerog.registry import Registry
 from zerog.server.door import Door, log_request
-from zerog.server.endpoint import NO_SUCH_JOB, Endpoint, Services
+from zerog.server.endpoint import NO_SUCH_JOB, Endpoint, RunParameter, Services
 from zerog.server.lanes import Lane
 from zerog.server.rates import Rates
 from zerog.server.routes import ENDPOINTS, pattern
@@ -71,6 +71,7 @@ class Server:
         allowed_origins: frozenset[str] = frozenset(),
         rate_limit: int = 0,
         endpoints: Sequence[type[Endpoint]] = (),
+        run_parameters: Sequence[RunParameter] = (),
     ) -> None:
         self._manager = manager
         self._pool = ThreadPoolExecutor(_POOL, thread_name_prefix="pool")
@@ -99,6 +100,7 @@ class Server:
             allowed_origins=allowed_origins,
             configuration=configuration or {},
             endpoints=(*ENDPOINTS, *endpoints),
+            run_parameters=run_parameters,
             started=(clock.now(), clock.monotonic()),
         )
         self._http: HTTPServer | None = None

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from zerog.exceptions import BadSetting
-from zerog.server.endpoint import Endpoint
+from zerog.server.endpoint import Endpoint, RunParameter
+from zerog.server.jobs import Run
 from zerog.server.routes import ENDPOINTS, pattern
 
 
@@ -26,6 +27,22 @@ def endpoints(applications: Sequence[str]) -> list[type[Endpoint]]:
                 )
             found.append(one)
     return found
+
+
+def run_parameters(applications: Sequence[str]) -> list[RunParameter]:
+    """Return the parameters that applications add to submits; ``BadSetting`` if two have the same name."""
+    found: dict[str, RunParameter] = {one.name: RunParameter() for one in Run.query_parameters("POST")}
+    known = len(found)
+    for application in applications:
+        module = _imported(f"{application}.endpoints")
+        for value in vars(module).values() if module is not None else ():
+            if isinstance(value, type) and issubclass(value, RunParameter) and value.name:
+                if value.name in found:
+                    raise BadSetting(
+                        f"applications: {application}.endpoints adds {value.name!r} to submits, which is there"
+                    )
+                found[value.name] = value()
+    return list(found.values())[known:]
 
 
 def _of(application: str) -> Iterator[type[Endpoint]]:

@@ -325,10 +325,10 @@ class Door(tornado.web.RequestHandler):
             self._check_media_type()
         pairs = self._query_pairs()
         call: Callable[..., Any] = getattr(endpoint, verb.lower())
-        model = self._endpoint.model()
+        model = self._endpoint.model(verb)
         arguments = () if model is None else (read_model(model, request, pairs),)
         if model is None:
-            request.query = read_query(pairs, self._endpoint.query_parameters(verb))
+            request.query = read_query(pairs, endpoint.known_parameters(verb))
             request.written = _written(pairs)
         if iscoroutinefunction(call):
             done = await call(*arguments)

@@ -40,6 +40,7 @@ from zerog.server.rates import Rates
 from zerog.server.watcher import Watcher
 from zerog.statistics import Statistics
 from zerog.tokens import Token, Tokens
+from zerog.topics import Topics
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -81,6 +82,21 @@ class Parameter:
     repeated: bool = False
 
 
+class RunParameter:
+    """A parameter in the query of ``POST /run/{jobType}`` that an application adds, in its module ``endpoints``."""
+
+    name: ClassVar[str] = ""
+    description: ClassVar[str] = ""
+    schema: ClassVar[Mapping[str, Any]] = {"type": "string"}
+
+    def parse(self, text: str) -> Any:
+        """Read the value; ``ValueError`` says what would be right."""
+        return text
+
+    def before(self, endpoint: Endpoint, value: Any, uuid: str) -> None:
+        """Do what belongs to the job before it is stored, in a thread of the pool: the job may never come to be."""
+
+
 @dataclass(slots=True)
 class Answer:
     """What a method returns.
@@ -117,6 +133,8 @@ class Services:
     #: What ``/view_status`` shows of the settings, and every endpoint that is served.
     configuration: Mapping[str, Any] = field(default_factory=dict)
     endpoints: Sequence[type[Endpoint]] = ()
+    #: Parameters of submits that applications have added.
+    run_parameters: Sequence[RunParameter] = ()
     #: When this process began, as time and on the monotonic clock.
     started: tuple[float, float] = (0.0, 0.0)
     #: Requests whose bodies are on their way, with the monotonic time of their headers.
@@ -152,8 +170,8 @@ class Endpoint:
     #: URL with the names of its parts in braces: ``/jobs/{uuid}``.
     url: ClassVar[str] = ""
     #: A model: what a method gets as its argument, from the query of GET and DELETE, else from the body, and from the
-    #: parts of the URL that it has members for.  Or the parameters in the query, by method.
-    parameters: ClassVar[type[BaseModel] | Mapping[str, tuple[Parameter, ...]]] = {}
+    #: parts of the URL that it has members for.  Or one for each method; or the parameters in the query, by method.
+    parameters: ClassVar[type[BaseModel] | Mapping[str, type[BaseModel] | tuple[Parameter, ...]]] = {}
     #: Media types that it offers, the preferred one first.
     offers: ClassVar[tuple[str, ...]] = (JSON, HTML)
     #: Methods whose body is read as JSON.
@@ -165,26 +183,28 @@ class Endpoint:
     #: Those of them that may come without a body.
     body_optional: ClassVar[tuple[str, ...]] = ()
     #: The role that a token needs; without one, read for GET and operate for the rest.
-    role: ClassVar[str | None] = None
+    role: ClassVar[str | Mapping[str, str] | None] = None
     #: Whether anybody may ask, also where tokens are on.
     public: ClassVar[bool] = False
     #: What the methods answer, for the description: method → status → (description, schema name, media types).
     responses: ClassVar[Mapping[str, Mapping[int, tuple[str, str | None]]]] = {}
 
     @classmethod
-    def model(cls) -> type[BaseModel] | None:
-        """Return the model of the parameters, if they have one."""
-        return cls.parameters if isinstance(cls.parameters, type) else None
+    def model(cls, method: str) -> type[BaseModel] | None:
+        """Return the model of a method's parameters, if they have one."""
+        found = cls.parameters.get(method) if isinstance(cls.parameters, Mapping) else cls.parameters
+        return found if isinstance(found, type) else None
 
     @classmethod
     def query_parameters(cls, method: str) -> tuple[Parameter, ...]:
-        """Return the parameters in the query of a method."""
-        return cls.parameters.get(method, ()) if not isinstance(cls.parameters, type) else ()
+        """Return the parameters in the query of a method, if they are not those of a model."""
+        found = cls.parameters.get(method, ()) if isinstance(cls.parameters, Mapping) else ()
+        return found if isinstance(found, tuple) else ()
 
     @classmethod
     def reads_json(cls, method: str) -> bool:
         """Return whether the body of a method is JSON."""
-        return method in cls.takes_json or (cls.model() is not None and method not in ("GET", "DELETE"))
+        return method in cls.takes_json or (cls.model(method) is not None and method not in ("GET", "DELETE"))
 
     def __init__(self, services: Services, request: Request, loop: AbstractEventLoop) -> None:
         self.services = services
@@ -200,7 +220,9 @@ class Endpoint:
     @classmethod
     def needed_role(cls, method: str) -> str:
         """Return the role that a token needs for a method."""
-        return cls.role or ("read" if method in ("GET", "HEAD") else "operate")
+        reads = method in ("GET", "HEAD")
+        own = cls.role.get("GET" if reads else method) if isinstance(cls.role, Mapping) else cls.role
+        return own or ("read" if reads else "operate")
 
     @classmethod
     def allow(cls) -> str:
@@ -208,8 +230,23 @@ class Endpoint:
         methods = cls.methods()
         return ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"])
 
+    def known_parameters(self, method: str) -> tuple[Parameter, ...]:
+        """Return the parameters in the query of a method, those of applications too."""
+        return self.query_parameters(method)
+
+    def run(self, job_type: str, parameters: Mapping[str, Any], key: str | None = None) -> JobRecord:
+        """Submit a job for whoever asks; returns its record.  Waits for the store: not for coroutines."""
+        checked = self.services.registry.validate(job_type, codec.canonical(parameters))
+        principal = self.request.principal.id if self.request.principal is not None else ""
+        return self.manager.submit(Submission(job_type, checked, key=key, principal=principal)).record
+
     async def find(self) -> None:
         """Find what the path names, or raise the 404; called before the query and the body are looked at."""
+
+    @property
+    def topics(self) -> Topics:
+        """The topics of applications."""
+        return Topics(self.manager.store, self.services.clock)
 
     def sees(self, job_type: str) -> bool:
         """Return whether jobs of a type exist for whoever asks."""

@@ -29,7 +29,19 @@ from zerog.manager import Options, Page, Submission, check_retryable
 from zerog.outcome import Result
 from zerog.record import JobRecord, State
 from zerog.registry import read_body
-from zerog.server.endpoint import ANY, EVENTS, HTML, JSON, NO_SUCH_JOB, Answer, Endpoint, Parameter, chosen, ranged
+from zerog.server.endpoint import (
+    ANY,
+    EVENTS,
+    HTML,
+    JSON,
+    NO_SUCH_JOB,
+    Answer,
+    Endpoint,
+    Parameter,
+    RunParameter,
+    chosen,
+    ranged,
+)
 from zerog.server.negotiation import choose
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
@@ -158,7 +170,23 @@ class Run(Endpoint):
         key = idempotency_key(self)
         parameters = self.services.registry.validate(job_type, self.request.body)
         await check_parents(self, options.parents)
-        return await submit(self, Submission(job_type, parameters, options, key, principal(self)))
+        submission = Submission(job_type, parameters, options, key, principal(self))
+        wanted = [one for one in self.services.run_parameters if self.request.query[one.name] is not None]
+        if wanted:
+            submission = replace(submission, fixed=submission.uuid)
+            await self.off_loop(self._before, submission, wanted)
+        return await submit(self, submission)
+
+    def known_parameters(self, method: str) -> tuple[Parameter, ...]:
+        """Return the parameters of a submit, those of applications too."""
+        added = (Parameter(one.name, one.parse, one.schema, one.description) for one in self.services.run_parameters)
+        return (*self.query_parameters(method), *added)
+
+    def _before(self, submission: Submission, wanted: Sequence[RunParameter]) -> None:
+        """Let applications do what comes before the job, unless its key was used for another."""
+        self.manager.check_key(submission)
+        for one in wanted:
+            one.before(self, self.request.query[one.name], submission.uuid)
 
     def _options(self) -> Options:
         query, now = self.request.query, self.services.clock.now()

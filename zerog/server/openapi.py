@@ -309,7 +309,7 @@ def _operation(endpoint: type[Endpoint], method: str, registry: Registry, job_ty
     if endpoint.reads_json(method):
         schema: dict[str, Any] = {"$ref": f"#/components/schemas/Parameters.{job_type}"}
         if job_type is None:
-            model = endpoint.bodies.get(method) or endpoint.model()
+            model = endpoint.bodies.get(method) or endpoint.model(method)
             schema = {"type": "object"} if model is None else model.model_json_schema()
             if endpoint.many:
                 schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": endpoint.many}
@@ -350,7 +350,7 @@ def _parameters(
 
 def _of_model(endpoint: type[Endpoint], method: str) -> list[dict[str, Any]]:
     """Return the parameters in the query that an application's endpoint describes by a model."""
-    model = endpoint.model()
+    model = endpoint.model(method)
     if model is None or endpoint.reads_json(method):
         return []
     schema = model.model_json_schema()

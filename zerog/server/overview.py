@@ -100,7 +100,8 @@ class ViewStatus(Overview):
 def described(endpoint: type[Endpoint]) -> dict[str, Any]:
     """Return what an endpoint says of itself."""
     known = [(one.name, one.required) for method in endpoint.methods() for one in endpoint.query_parameters(method)]
-    for model in filter(None, (endpoint.model(), *endpoint.bodies.values())):
+    models = (endpoint.model(method) for method in endpoint.methods())
+    for model in filter(None, (*models, *endpoint.bodies.values())):
         known += [(member.alias or name, member.is_required()) for name, member in model.model_fields.items()]
     return {
         "name": endpoint.name,

@@ -1,27 +1,34 @@
-"""What a child asks of its job's parents, and what the agent answers.
+"""What a child asks of the store, and what the agent answers.
 
-``{"t": "parents", "number": 3}`` asks who they are, ``{"t": "read", "number": 4, "uuid": …, "start": 0}`` for bytes of
-the data of one.  Who they are, and why there is no answer, comes as ``{"t": "answer", "number": 3, …}``, bytes as such.
+``{"t": "parents", "number": 3}`` asks who the job's parents are, ``{"t": "read", "number": 4, "uuid": …, "start": 0}``
+for bytes of the data of one; ``{"t": "publish", "number": 5, "topic": …, "key": …, "value": …}`` adds a message to a
+topic.  The answer, or why there is none, comes as ``{"t": "answer", "number": 3, …}``, bytes as such.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from zerog.agent.pipe import Message
 from zerog.exceptions import CorruptDocument, NewerVersion, NotFound, UnknownJob
 from zerog.manager import Manager
 from zerog.record import JobRecord
+from zerog.topics import Topics
 
 
 def answered(manager: Manager, record: JobRecord, question: dict[str, Any]) -> Message:
     """Return the answer to a child's question; raises only what an outage of the store raises, and then ask again."""
     number = question["number"]
     try:
+        if question["t"] == "publish":
+            topics = Topics(manager.store, manager.clock)
+            message = topics.publish(question["topic"], json.loads(question["value"]), question["key"])
+            return {"t": "answer", "number": number, "published": message.number}
         if question["t"] == "parents":
             return {"t": "answer", "number": number, "parents": _parents(manager, record)}
         return _bytes(manager, record, question)
-    except (UnknownJob, NotFound, CorruptDocument, NewerVersion) as error:
+    except (UnknownJob, NotFound, CorruptDocument, NewerVersion, ValueError) as error:
         return {"t": "answer", "number": number, "error": str(error)}
 
 
