@@ -18,7 +18,7 @@ of a problem document.  ``code`` is the stable word that programs compare.
     │   ├── StateConflict                409: NotFinished, AlreadyFinished, JobFailed, JobCancelled
     │   ├── BodyTooLarge 413, UnsupportedMediaType 415, RangeNotSatisfiable 416, Misdirected 421
     │   ├── InvalidParameters, IdempotencyKeyReused, DuplicateName, CyclicParents, ParentRefused 422
-    │   ├── RateLimited 429
+    │   ├── RateLimited 429, TooManyStreams 503
     │   └── Problem                      what an application refuses, with a status and a code of its own
     ├── InternalError                    500
     ├── DatastoreError
@@ -283,6 +283,13 @@ class Misdirected(RequestError):
 
     status = 421
     code = "misdirected_request"
+
+
+class TooManyStreams(RequestError):
+    """The server serves as many event streams as it can; Retry-After says when to ask again."""
+
+    status = 503
+    code = "too_many_streams"
 
 
 class Problem(RequestError):

@@ -269,6 +269,12 @@ def agent(record: AgentRecord, state: str) -> dict[str, Any]:
     }
 
 
+def queued_type(name: str, stats: TubeStats | None, age: float | None, pause: Any) -> dict[str, Any]:
+    """Return how much of a type waits, for how many seconds the next one has been due, and its pause."""
+    shown = None if pause is None else {"by": pause.by, "at": to_iso(pause.at), "message": pause.message}
+    return {"jobType": name, "href": f"/types/{name}", "queue": queue(stats), "ageSeconds": age, "paused": shown}
+
+
 def extension(media_type: str) -> str:
     """Return the ending of a file of this media type."""
     return EXTENSIONS.get(media_type.split(";")[0].strip().lower(), "bin")

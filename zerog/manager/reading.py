@@ -129,6 +129,11 @@ class Reading(Records):
             if not entries:
                 return Page(items, None)
 
+    def last_event(self, uuid: str) -> int:
+        """Return a number that no entry which is there now exceeds."""
+        entries = self.store.read(self.events_log(uuid), limit=1)
+        return (entries[0].number + 1) * EVENTS_PER_BATCH - 1 if entries else 0
+
     def newest_events(self, uuid: str, count: int = 100) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:
         """Return the newest ``count`` entries of each level, in order, and what was dropped: events and bytes."""
         found: dict[str, list[dict[str, Any]]] = {"event": [], "warning": [], "error": []}

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import tornado.web
@@ -28,6 +29,7 @@ from zerog.registry import Registry
 from zerog.server.door import Door, log_request
 from zerog.server.endpoint import NO_SUCH_JOB, Endpoint, RunParameter, Services
 from zerog.server.lanes import Lane
+from zerog.server.live import Shared, Streams, queue_items, running_items
 from zerog.server.rates import Rates
 from zerog.server.routes import ENDPOINTS, pattern
 from zerog.server.status import Nothing
@@ -47,6 +49,8 @@ _HEADER_BYTES = 16 * 1024
 _STOP_SECONDS = 5.0
 #: Seconds between two looks at the tokens.
 _LOOK_AT_TOKENS = 1.0
+#: Running jobs that the start page shows.
+_RUNNING = 50
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -101,6 +105,9 @@ class Server:
             configuration=configuration or {},
             endpoints=(*ENDPOINTS, *endpoints),
             run_parameters=run_parameters,
+            queue=Shared(self._look_at_queue),
+            running=Shared(self._look_at_running),
+            streams=Streams(),
             started=(clock.now(), clock.monotonic()),
         )
         self._http: HTTPServer | None = None
@@ -179,6 +186,14 @@ class Server:
     def _read_all(self, uuids: Sequence[str]) -> list[JobRecord | Exception]:
         found = self._manager.get_many(list(dict.fromkeys(uuids)))
         return [found.get(uuid) or UnknownJob(NO_SUCH_JOB) for uuid in uuids]
+
+    async def _look_at_queue(self) -> list[dict[str, Any]]:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, queue_items, self.services)
+
+    async def _look_at_running(self) -> list[dict[str, Any]]:
+        page = partial(self._manager.page, None, "running", None, _RUNNING)
+        found = await asyncio.get_running_loop().run_in_executor(self._pool, page)
+        return running_items(found.items)
 
     async def _read_watched(self, uuids: Sequence[str]) -> dict[str, JobRecord]:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._manager.get_many, uuids)

@@ -73,7 +73,8 @@ _UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _ALWAYS = {"X-Content-Type-Options": "nosniff", "Vary": "Accept", "Cache-Control": "no-cache"}
 _PAGE = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
-    "Referrer-Policy": "no-referrer",
+    # Not "no-referrer": then the forms of our own pages would come from the origin "null".
+    "Referrer-Policy": "same-origin",
 }
 
 
@@ -387,14 +388,14 @@ class Door(tornado.web.RequestHandler):
             await self.flush()
 
     def _write_body(self, answer: Answer) -> None:
-        if answer.status in (204, 304):
+        if answer.status in (204, 303, 304):
             self.clear_header("Content-Type")
             return
         media_type = answer.media_type or self._offer
         if isinstance(answer.body, bytes):
             body = answer.body
         elif media_type == HTML:
-            body = pages.render(answer.page, answer.body, self.request.path, self.request.host)
+            body = pages.render(answer.page, answer.body, self.request.path, self.request.host, answer.aside)
             media_type = "text/html; charset=utf-8"
             for name, value in _PAGE.items():
                 self.set_header(name, value)

@@ -110,6 +110,8 @@ class Answer:
     page: str = ""
     media_type: str | None = None
     stream: AsyncIterator[bytes] | None = None
+    #: What only the page shows.
+    aside: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,10 @@ class Services:
     #: What ``/view_status`` shows of the settings, and every endpoint that is served.
     configuration: Mapping[str, Any] = field(default_factory=dict)
     endpoints: Sequence[type[Endpoint]] = ()
+    #: What waits by type, what runs, and how many watch.
+    queue: Any = None
+    running: Any = None
+    streams: Any = None
     #: Parameters of submits that applications have added.
     run_parameters: Sequence[RunParameter] = ()
     #: When this process began, as time and on the monotonic clock.

@@ -42,6 +42,7 @@ from zerog.server.endpoint import (
     chosen,
     ranged,
 )
+from zerog.server.live import COMMENT_EVERY, EVERY
 from zerog.server.negotiation import choose
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
@@ -52,6 +53,8 @@ _COMMENT_EVERY = 15.0
 #: Seconds after which a client should ask again for data that are not there yet.
 _RETRY_AFTER = "1"
 YEAR = 31_536_000
+#: Bytes of a result that the page of its job shows.
+_PREVIEW = 4096
 
 _INTEGER = {"type": "integer"}
 LIMIT = Parameter("limit", ranged("limit", 1, 1000), {**_INTEGER, "minimum": 1, "maximum": 1000, "default": 50},
@@ -338,10 +341,23 @@ class Job(OfJob):
     async def get(self) -> Answer:
         """Show the whole record."""
         view = views.whole(self.record)
+        aside = await self.off_loop(self._aside) if self.request.offer == HTML else {}
         wanted = self.request.query["expand"]
         if wanted:
             await self.off_loop(self._expand, view, wanted)
-        return Answer(view, page="job")
+        return Answer(view, page="job", aside=aside)
+
+    def _aside(self) -> dict[str, Any]:
+        """Return what the page shows beside the record: why it is not done, what it said, and a small result."""
+        record = self.record
+        newest, _ = self.manager.newest_events(record.uuid)
+        aside: dict[str, Any] = {f"{level}s": [views.entry(one) for one in newest[level]] for level in newest}
+        if not record.terminal:
+            aside["explanation"] = views.explanation(record, *self.manager.explain(record))
+        result = record.result
+        if result is not None and result.size <= _PREVIEW and _is_text(result.media_type):
+            aside["result"] = b"".join(self.manager.open_data(result, 0, result.size)).decode("utf-8", "replace")
+        return aside
 
     def _expand(self, view: dict[str, Any], wanted: Sequence[str]) -> None:
         """Embed what is referenced beside its reference; what is gone, or hidden, stays a reference."""
@@ -358,6 +374,10 @@ class Job(OfJob):
     async def delete(self) -> Answer:
         """Cancel the job."""
         return await cancel(self)
+
+
+def _is_text(media_type: str) -> bool:
+    return media_type.startswith("text/") or media_type.partition(";")[0] == JSON
 
 
 class Cancel(OfJob):
@@ -378,6 +398,8 @@ async def cancel(endpoint: OfJob) -> Answer:
     record = held.record
     if ended and record.state is not State.CANCELLED:
         raise AlreadyFinished(f"the job has {record.state} before", state=record.state.value)
+    if endpoint.request.offer == HTML:  # so that the page can be loaded again without cancelling again
+        return Answer(status=303, headers={"Location": views.job_href(record.uuid)})
     return Answer(views.progress(record), 200 if record.terminal else 202, page="job")
 
 
@@ -547,6 +569,7 @@ class Events(OfJob):
 
     name = "events"
     url = "/jobs/{uuid}/events"
+    offers = (JSON, HTML, EVENTS)
     parameters = {
         "GET": (
             Parameter("level", chosen("event", "warning", "error"),
@@ -560,6 +583,10 @@ class Events(OfJob):
     async def get(self) -> Answer:
         """Page through the log of the job's events."""
         level = self.request.query["level"]
+        if self.request.offer == EVENTS:
+            self.services.streams.check()
+            stream = self.services.streams.of(self._stream(level))
+            return Answer(stream=stream, media_type=EVENTS, headers={"Cache-Control": "no-store"})
         scope = f"events/{self.record.uuid}?level={level}"
         page = await self.off_loop(self._read, level, scope)
         filters = {} if level is None else {"level": level}
@@ -569,6 +596,30 @@ class Events(OfJob):
         cursor = self.request.query["cursor"]
         after = 0 if cursor is None else self.manager.read_cursor(cursor, scope)
         return self.manager.events(self.record.uuid, level, after, self.request.query["limit"])
+
+    async def _stream(self, level: str | None) -> AsyncIterator[bytes]:
+        """Yield what the job says from now on, or after ``Last-Event-ID``, a page at a time, until it has ended."""
+        known = self.request.headers.get("Last-Event-ID", "")
+        after = int(known) if re.fullmatch("[0-9]{1,15}", known) else await self.off_loop(self._last)
+        yield b"event: change\nid: %d\ndata: []\n\n" % after
+        silent = 0.0
+        while True:
+            ended = self.record.terminal
+            page = await self.off_loop(self.manager.events, self.record.uuid, level, after, 100)
+            if page.items:
+                after, silent = page.items[-1]["number"], 0.0
+                yield b"event: change\nid: %d\ndata: %s\n\n" % (after, codec.dumps(page.items))
+                continue
+            if ended:
+                return
+            self.record = await self.services.watcher.next(self.record, EVERY)
+            silent += EVERY
+            if silent >= COMMENT_EVERY:
+                silent = 0.0
+                yield b": still here\n\n"
+
+    def _last(self) -> int:
+        return self.manager.last_event(self.record.uuid)
 
 
 class Data(OfJob):
@@ -686,7 +737,9 @@ class OfType(Endpoint):
         check_type(self, self.request.path["jobType"])
 
     async def show(self) -> Answer:
-        """Return the job type as it is now."""
+        """Return the job type as it is now; after a button on the page of the queue, that page."""
+        if self.request.method == "POST" and self.request.offer == HTML:
+            return Answer(status=303, headers={"Location": "/queue"})
         return Answer(await type_view(self, self.request.path["jobType"], self.request.host), page="type")
 
 

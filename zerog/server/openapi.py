@@ -102,6 +102,15 @@ _TYPE = {
 }
 
 
+_WAITING = {
+    "jobType": {"type": "string"},
+    "href": _HREF,
+    "queue": _QUEUE,
+    "ageSeconds": _nullable("number", minimum=0),
+    "paused": _PAUSED,
+}
+
+
 def _page(item: Mapping[str, Any]) -> dict[str, Any]:
     return _object({"items": {"type": "array", "items": dict(item)}, "next": _nullable("string"), "href": _HREF})
 
@@ -156,7 +165,8 @@ def _schemas() -> dict[str, Any]:
     text = {"type": "string"}
     start = {
         "service": text, "version": text, "href": _HREF, "jobs": _REFERENCE, "types": _REFERENCE,
-        "openapi": _REFERENCE, "newest": {"type": "array", "items": _object(_ITEM)},
+        "openapi": _REFERENCE, "queue": _REFERENCE, "running": {"type": "array", "items": _object(_ITEM)},
+        "newest": {"type": "array", "items": _object(_ITEM)},
     }  # fmt: skip
     return {
         "Progress": _object(_PROGRESS),
@@ -171,6 +181,9 @@ def _schemas() -> dict[str, Any]:
         "Pruned": _object({"pruned": _COUNT, "next": _nullable("integer"), "href": _HREF}),
         "Start": _object(start),
         "Relationships": _object({"href": _HREF, "parents": _COUNTED, "children": _COUNTED}),
+        "Queue": _object(
+            {"href": _HREF, "available": {"type": "boolean"}, "items": {"type": "array", "items": _object(_WAITING)}}
+        ),
         "Status": _status(),
         "Batch": _object(
             {"items": {"type": "array", "items": {"anyOf": [_object(_ACCEPTED), _problem()]}}, "href": _HREF}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from zerog.server import batch, jobs, openapi, overview, relationships, status
+from zerog.server import batch, jobs, live, openapi, overview, relationships, status
 from zerog.server.endpoint import Endpoint
 
 ENDPOINTS: tuple[type[Endpoint], ...] = (
@@ -36,6 +36,9 @@ ENDPOINTS: tuple[type[Endpoint], ...] = (
     overview.ViewStatus,
     overview.Metrics,
     status.Style,
+    status.Script,
+    status.Icon,
+    live.Queue,
 )
 
 

@@ -10,12 +10,13 @@ from zerog import views
 from zerog.exceptions import StoreUnavailable, UnknownResource, ZerogError
 from zerog.server import pages
 from zerog.server.endpoint import JSON, Answer, Endpoint
+from zerog.server.live import Watched
 
 #: Seconds within which the store must answer for the server to be ready.
 _READY_WITHIN = 1.0
 
 
-class Start(Endpoint):
+class Start(Watched):
     """The start page."""
 
     name = "start"
@@ -23,7 +24,11 @@ class Start(Endpoint):
     responses = {"GET": {200: ("what this server is and where things are", "Start")}}
 
     async def get(self) -> Answer:
-        """Show what is here and the newest jobs."""
+        """Show what is here, what runs now, and the newest jobs."""
+        return await self.shown("start")
+
+    async def view(self) -> dict[str, Any]:
+        """Return what whoever asks may see."""
         page = await self.off_loop(self.manager.page, None, None, None, 10)
         body: dict[str, Any] = {
             "service": self.manager.service,
@@ -32,9 +37,11 @@ class Start(Endpoint):
             "jobs": {"href": "/jobs"},
             "types": {"href": "/types"},
             "openapi": {"href": "/openapi.json"},
+            "queue": {"href": "/queue"},
+            "running": [one for one in await self.services.running.get() if self.sees(one["jobType"])],
             "newest": [views.item(record) for record in page.items if self.sees(record.job_type)],
         }
-        return Answer(body, page="start")
+        return body
 
 
 class Health(Endpoint):
@@ -90,6 +97,34 @@ class Ready(Endpoint):
         except (ZerogError, TimeoutError):
             return False
         return True
+
+
+class Script(Endpoint):
+    """The script of the pages: they can be read without it."""
+
+    name = "script"
+    url = "/live.js"
+    offers = ("text/javascript",)
+    responses = {"GET": {200: ("the script", "Bytes")}}
+
+    async def get(self) -> Answer:
+        """Send the script."""
+        return Answer(
+            pages.SCRIPT, headers={"Cache-Control": "max-age=3600"}, media_type="text/javascript; charset=utf-8"
+        )
+
+
+class Icon(Endpoint):
+    """The icon of the pages."""
+
+    name = "icon"
+    url = "/icon.svg"
+    offers = ("image/svg+xml",)
+    responses = {"GET": {200: ("the icon", "Bytes")}}
+
+    async def get(self) -> Answer:
+        """Send the icon."""
+        return Answer(pages.ICON, headers={"Cache-Control": "max-age=3600"}, media_type="image/svg+xml")
 
 
 class Style(Endpoint):

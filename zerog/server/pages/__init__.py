@@ -13,6 +13,8 @@ from zerog import codec
 _HERE = Path(__file__).parent
 
 STYLE = (_HERE / "style.css").read_bytes()
+ICON = (_HERE / "icon.svg").read_bytes()
+SCRIPT = (_HERE / "live.js").read_bytes()
 
 #: What is shown of a long text of a member.
 _MAX_TEXT = 20_000
@@ -27,16 +29,17 @@ _TEMPLATES: Mapping[str, str] = {
     "types": "types.html",
     "type": "type.html",
     "view_status": "view_status.html",
+    "queue": "queue.html",
     "problem": "problem.html",
 }
 
 _LOADER = tornado.template.Loader(str(_HERE), autoescape="xhtml_escape")
 
 
-def render(page: str, view: Any, path: str, host: str) -> bytes:
-    """Return the page of a view; everything in it is escaped."""
+def render(page: str, view: Any, path: str, host: str, aside: Mapping[str, Any] | None = None) -> bytes:
+    """Return the page of a view, and of what stands beside it; everything in it is escaped."""
     template = _LOADER.load(_TEMPLATES.get(page, "general.html"))
-    return template.generate(view=view, path=path, host=host, show=show, percent=percent, link=link)
+    return template.generate(view=view, path=path, host=host, aside=aside or {}, show=show, percent=percent, link=link)
 
 
 def show(value: Any) -> str:

@@ -1,0 +1,136 @@
+"""What pages show of now: the queue, and what runs; looked at once for everybody who watches."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+from zerog import codec, views
+from zerog.exceptions import QueueError, TooManyStreams, UnknownJob, ZerogError
+from zerog.record import JobRecord
+from zerog.server.endpoint import EVENTS, HTML, JSON, Answer, Endpoint
+
+T = TypeVar("T")
+
+#: Seconds between two looks, and between two comments that keep a silent stream open.
+EVERY, COMMENT_EVERY = 1.0, 15.0
+#: Event streams that a process serves at once, beside those of progress.
+_STREAMS = 500
+
+
+class Shared(Generic[T]):
+    """Something that is looked at once a second at most, however many ask."""
+
+    def __init__(self, look: Callable[[], Awaitable[T]]) -> None:
+        self._look = look
+        self._lock = asyncio.Lock()
+        self._at = float("-inf")
+        self._found: T | None = None
+
+    async def get(self) -> T:
+        """Return it as it was less than a second ago."""
+        async with self._lock:
+            now = asyncio.get_running_loop().time()
+            if self._found is None or now - self._at >= EVERY:
+                self._found = await self._look()
+                self._at = asyncio.get_running_loop().time()
+            return self._found
+
+
+class Streams:
+    """Counts event streams, so that a process does not serve more than it can."""
+
+    def __init__(self) -> None:
+        self._open = 0
+
+    async def of(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Yield the pieces of a stream that was let in."""
+        self._open += 1
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            self._open -= 1
+
+    def check(self) -> None:
+        """Raise ``TooManyStreams`` if there are as many as there may be."""
+        if self._open >= _STREAMS:
+            error = TooManyStreams(f"this process serves {_STREAMS} event streams already")
+            error.headers["Retry-After"] = "5"
+            raise error
+
+
+class Watched(Endpoint):
+    """Base of what can be watched: a stream says when what ``view`` returns has changed."""
+
+    offers = (JSON, HTML, EVENTS)
+
+    async def view(self) -> dict[str, Any]:
+        """Return what is shown."""
+        raise NotImplementedError
+
+    async def shown(self, page: str) -> Answer:
+        """Return it as JSON or as a page, or the stream of its changes."""
+        if self.request.offer != EVENTS:
+            return Answer(await self.view(), page=page)
+        self.services.streams.check()
+        stream = self.services.streams.of(self._changes())
+        return Answer(stream=stream, media_type=EVENTS, headers={"Cache-Control": "no-store"})
+
+    async def _changes(self) -> AsyncIterator[bytes]:
+        """Yield an event for what is there now, and one whenever it is not the same any more."""
+        known, silent = "", 0.0
+        while True:
+            with suppress(ZerogError):  # an outage: what was seen last stays
+                body = codec.dumps(await self.view())
+                tag = hashlib.blake2b(body, digest_size=9).hexdigest()
+                if tag != known:
+                    yield b"event: change\nid: %s\ndata: %s\n\n" % (tag.encode(), body)
+                    known, silent = tag, 0.0
+            await asyncio.sleep(EVERY)
+            silent += EVERY
+            if silent >= COMMENT_EVERY:
+                silent = 0.0
+                yield b": still here\n\n"
+
+
+class Queue(Watched):
+    """What waits, by type."""
+
+    name = "queue"
+    url = "/queue"
+    responses = {"GET": {200: ("depth, age and pause of every type", "Queue")}}
+
+    async def get(self) -> Answer:
+        """Show for every job type how much waits, for how long, and whether it is paused."""
+        return await self.shown("queue")
+
+    async def view(self) -> dict[str, Any]:
+        """Return the queue as whoever asks may see it."""
+        items = await self.services.queue.get()
+        seen = [one for one in items if self.sees(one["jobType"])]
+        return {"href": self.url, "available": all(one["queue"] is not None for one in seen), "items": seen}
+
+
+def queue_items(endpoint_services: Any) -> list[dict[str, Any]]:
+    """Return how much of each type waits, for how long the next one has been due, and its pause."""
+    manager, now = endpoint_services.manager, endpoint_services.clock.now()
+    pauses = manager.pauses()
+    items = []
+    for name in endpoint_services.registry.names:
+        stats = manager.queue_stats_or_none(name) if not manager.queue_away else None
+        age = None
+        if stats is not None and stats.ready:
+            with suppress(QueueError, UnknownJob):
+                age = round(max(0.0, now - manager.get(manager.next_in_queue(name) or "").due_since), 1)
+        pause = pauses.get(name)
+        items.append(views.queued_type(name, stats, age, pause))
+    return items
+
+
+def running_items(records: Sequence[JobRecord]) -> list[dict[str, Any]]:
+    """Return what runs as it stands in a list."""
+    return [views.item(record) for record in records]
