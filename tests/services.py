@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -226,3 +227,44 @@ def connects(port: int) -> bool:
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False
+
+
+class Nginx:
+    """An nginx with the configuration of ``conf/nginx.conf``, on a free port, before some servers."""
+
+    def __init__(self, folder: Path, ports: list[int]) -> None:
+        program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+        if program is None:
+            missing("nginx")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        text = (ROOT / "conf" / "nginx.conf").read_text()
+        servers = [line for line in text.splitlines() if line.strip().startswith("server 127.0.0.1:")]
+        assert len(servers) == len(ports)
+        for line, port in zip(servers, ports, strict=True):
+            text = text.replace(line, re.sub(r":\d+ ", f":{port} ", line))
+        text = text.replace("listen 8080", f"listen 127.0.0.1:{self.port}")
+        temporary = "".join(
+            f"{name}_temp_path {folder}/{name}; " for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        configuration = folder / "nginx.conf"
+        configuration.write_text(
+            f"daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log; "
+            f"events {{}} http {{ access_log off; {temporary}\n{text}\n}}\n"
+        )
+        self._arguments = [str(program), "-c", str(configuration), "-p", str(folder)]
+        self._folder = folder
+        self.process: Process | None = None
+
+    def start(self) -> Nginx:
+        """Start it and wait until it answers."""
+        self.process = Process(self._arguments, self._folder / "nginx.log")
+        wait_until(lambda: connects(self.port), what="nginx")
+        return self
+
+    def stop(self) -> None:
+        """End it, its workers too; may be called twice."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.terminate()

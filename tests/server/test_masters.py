@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,8 @@ import psutil
 import pytest
 
 from tests.deployment import Deployment, alive
-from tests.services import Memcached, free_port, wait_until
+from tests.services import Beanstalkd, Memcached, Nginx, Process, free_port, wait_until
+from zerog.client import Client, Job
 
 TWO = {"processes": "2"}
 
@@ -254,3 +260,103 @@ def test_metrics_are_those_of_all_processes(masters: tuple[Deployment, str, Memc
     assert found["zerog_superseded_total"] == 0
     assert found["zerog_sweeps_total"] > 0
     assert found['zerog_requests_total{endpoint="run job",status="202"}'] == 6
+
+
+# Two servers behind a load balancer
+
+
+@pytest.mark.requirement("M3", "M4", "M5", "M31")
+@pytest.mark.parametrize("store", ["sqlite", "couchbase"])
+def test_everything_goes_on_while_servers_behind_nginx_are_killed(
+    tmp_path: Path, store: str, request: pytest.FixtureRequest
+) -> None:
+    """Round robin over two servers; one after the other is killed in the middle of everything that clients do."""
+    queue = Beanstalkd(tmp_path / "beanstalkd").start()
+    couchbase = request.getfixturevalue("couchbase") if store == "couchbase" else None
+    zerog = Deployment(tmp_path / "zerog", store, "beanstalkd", beanstalkd=queue, couchbase=couchbase, slots="4")
+    ports = [zerog.port, free_port()]
+    servers: dict[int, Process] = {}
+    nginx = Nginx(tmp_path / "nginx", ports)
+    stop = threading.Event()
+    try:
+        zerog.start_agent()
+        for port in ports:
+            servers[port] = zerog._start("server", port=str(port))
+            wait_until(partial(answers, port), 30, "a server")
+        nginx.start()
+        killer = threading.Thread(target=kill_in_turn, args=(zerog, servers, stop))
+        killer.start()
+        client = Client(nginx.url)
+        with ThreadPoolExecutor(4) as pool:
+            flows = [pool.submit(flow, client, number) for number in range(24)]
+            for one in flows:
+                one.result(120)
+        stop.set()
+        killer.join(30)
+        assert len({one["uuid"] for one in client.api.jobs("sleep", limit=None)}) == 24, "each submit made one job"
+        assert {one["state"] for one in client.api.jobs(limit=None)} == {"succeeded", "cancelled"}
+    finally:
+        stop.set()
+        nginx.stop()
+        for server in servers.values():
+            server.kill()
+        zerog.close()
+        queue.stop()
+
+
+def kill_in_turn(zerog: Deployment, servers: dict[int, Process], stop: threading.Event) -> None:
+    """Kill one server after the other, each replaced before the next goes."""
+    for port in cycle(list(servers)):
+        if stop.wait(1.0):
+            return
+        servers[port].kill()
+        servers[port] = zerog._start("server", port=str(port))
+        wait_until(partial(answers, port), 30, "a server")
+
+
+def flow(client: Client, number: int) -> None:
+    """All that a client does with a job: submit, follow, read, list, fetch, and cancel another."""
+    views: list[float] = []
+    job = client.submit("sleep", {"seconds": 0.5}, key=f"flow-{number}-{client.api.url}")
+    job.wait(timeout=60, progress=lambda job: views.append(job.completeness))
+    assert (job.state, job.data()["slept"] >= 0.4, views[-1]) == ("succeeded", True, 1.0)
+    assert views == sorted(views)
+    assert client.submit("sleep", {"seconds": 0.5}, key=f"flow-{number}-{client.api.url}") == job
+    parent, child = client.batch("noop", [{"parameters": {}, "name": "a"}, {"parameters": {}, "parents": ["a"]}])
+    assert isinstance(parent, Job) and isinstance(child, Job)
+    assert child.wait(timeout=60).parents == (parent,)
+    other = client.run("steps", path=f"/tmp/zerog-flow-{number}", count=1000)
+    assert other.cancel().wait(timeout=60).state == "cancelled"
+    assert job in list(client.jobs(type="sleep", limit=None))
+
+
+# Exactly what was counted
+
+
+@pytest.mark.requirement("G11", "M23")
+def test_ten_thousand_requests_to_two_servers_are_ten_thousand(
+    masters: tuple[Deployment, str, Memcached | None],
+) -> None:
+    zerog, other, _ = masters
+    paths = {"/types": 200, "/jobs?limit=1": 200, "/nowhere": 404, "/types/none": 404, "/jobs?limit=x": 400}
+    each = 10_000 // len(paths) // 4 if os.environ.get("TESTS_FULL") else 100
+
+    def ask(worker: int) -> Counter[str]:
+        told: Counter[str] = Counter()
+        with httpx.Client(base_url=(zerog.url, other)[worker % 2]) as client:
+            for _ in range(each):
+                for path in paths:
+                    told[str(client.get(path).status_code)] += 1
+        return told
+
+    before = after_quiet(other)
+    with ThreadPoolExecutor(4) as pool:
+        ledger = sum(pool.map(ask, range(4)), Counter())
+    after = after_quiet(other)
+    assert sum(ledger.values()) == 4 * each * len(paths)
+    counted = {status: after["byStatus"].get(status, 0) - before["byStatus"].get(status, 0) for status in ledger}
+    counted["200"] -= 1  # the first look at the statistics
+    assert counted == dict(ledger)
+    assert (
+        after["byEndpoint"]["types"]["requests"] - before["byEndpoint"].get("types", {}).get("requests", 0) == 4 * each
+    )
