@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -54,6 +55,25 @@ class Greeting(zerog.server.Endpoint):
         """Greet."""
         text = f"hello {parameters.name}"
         return {"text": text.upper() if parameters.loud else text, "service": self.manager.service}
+
+
+class Pause(BaseModel):
+    """How long to wait."""
+
+    seconds: float = Field(0, ge=0, le=10)
+
+
+class Slow(zerog.server.Endpoint):
+    """Waits, as for a slow store."""
+
+    name = "slow"
+    url = "/slow"
+    parameters = Pause
+
+    def get(self, parameters: Pause) -> dict[str, Any]:
+        """Wait."""
+        time.sleep(parameters.seconds)  # what the test asked for
+        return {"waited": parameters.seconds}
 
 
 class Broken(zerog.server.Endpoint):

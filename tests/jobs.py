@@ -106,6 +106,28 @@ class Gather(zerog.Job):
             return [digest.hexdigest(), most, last.hex(), file.read(2).hex()]
 
 
+class Node(zerog.Job):
+    """One job of a graph: note the start and the end, or fail."""
+
+    job_type = "node"
+    max_losses = 1000
+
+    path: str
+    seconds: float = 0.0
+    fails: bool = False
+
+    def run(self, context: zerog.Context) -> None:
+        self._note(f"start {context.uuid}")
+        time.sleep(self.seconds)
+        if self.fails:
+            raise zerog.Fail("as the graph says")
+        self._note(f"end {context.uuid}")
+
+    def _note(self, line: str) -> None:
+        with open(self.path, "a") as ledger:
+            ledger.write(f"{line}\n")
+
+
 class Raise(zerog.Job):
     """Raise something."""
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from zerog import __version__
 from zerog.clock import Clock
-from zerog.config import Settings
+from zerog.config import Settings, shown
 from zerog.datastore import faulty
 from zerog.datastore.base import Datastore
 from zerog.exceptions import BadSetting, MissingDependency
@@ -24,9 +24,11 @@ from zerog.queue.base import Queue
 from zerog.registry import Registry
 from zerog.statistics import Statistics
 from zerog.sweeper import Candidate
+from zerog.tokens import Tokens
 
 if TYPE_CHECKING:
     from zerog.agent.agent import Agent
+    from zerog.server.app import Server
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,54 @@ def open_statistics(parts: Parts, name: str, lock: Lock) -> Statistics:
     assert url.hostname is not None and url.port is not None
     documents = MemcachedDocuments((url.hostname, url.port), parts.settings.service)
     return Statistics(documents, parts.clock, name, "memcached", lock.presence)
+
+
+@dataclass(frozen=True)
+class ServerParts:
+    """What the daemon of a server is made of; ``unsafe`` is what should be said of it, if anything."""
+
+    server: Server
+    parts: Parts
+    lock: Lock
+    unsafe: str | None
+
+
+def make_server(settings: Settings) -> ServerParts:
+    """Return the server that the settings describe; it does not listen yet."""
+    from zerog.server import address, applications
+    from zerog.server.app import Options, Server
+
+    parts = assemble(settings)
+    tokens = Tokens(parts.store, parts.clock)
+    address.check_address(settings.address, settings.insecure, settings.sources["address"], tokens)
+    source = settings.sources["tls_certificate" if settings.tls_certificate is not None else "tls_key"]
+    tls = address.read_tls(_path(settings, settings.tls_certificate), _path(settings, settings.tls_key), source)
+    name = f"server-{process_name()}"
+    lock = make_lock(settings, parts.clock, name)
+    options = Options(
+        max_body=settings.max_body,
+        idle_timeout=settings.idle_timeout,
+        sweep=settings.sweep,
+        rate_limit=settings.rate_limit,
+        allowed_hosts=address.hosts(settings.address, settings.allowed_hosts),
+        allowed_origins=frozenset(origin.lower().rstrip("/") for origin in settings.allowed_origins or ()),
+        tls=tls,
+        candidate=Candidate(name, lock.presence),
+        statistics=open_statistics(parts, name, lock),
+        tokens=tokens,
+        configuration=shown(settings),
+        endpoints=applications.endpoints(settings.applications),
+        run_parameters=applications.run_parameters(settings.applications),
+    )
+    server = Server(parts.manager, parts.registry, parts.clock, options)
+    server.prepare()
+    clear = tls is None and not address.is_loopback(settings.address) and tokens.known_on
+    unsafe = "tokens travel in clear text: tls_certificate and tls_key are not set" if clear else None
+    return ServerParts(server, parts, lock, unsafe)
+
+
+def _path(settings: Settings, text: str | None) -> str | None:
+    return None if text is None else str(settings.path(text))
 
 
 def process_name() -> str:

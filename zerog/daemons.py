@@ -15,10 +15,9 @@ import time
 from collections.abc import Sequence
 
 from zerog import bootstrap, failpoints
-from zerog.config import SETTINGS, Settings, shown
+from zerog.config import SETTINGS, Settings
 from zerog.exceptions import BadSetting, DatastoreError
 from zerog.supervisor import Supervisor
-from zerog.sweeper import Candidate
 from zerog.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -33,59 +32,34 @@ _SOCKETS = "ZEROG_SOCKETS"
 
 def run_server(settings: Settings) -> None:
     """Run the HTTP server until a signal ends it."""
-    from zerog.server import app, applications
+    from zerog.server import address, app
 
     inherited = _inherited_sockets()
     if settings.processes > 1 and not inherited:
         sys.exit(_supervise(settings))
     _follow_parent()
     _arm()
-    parts = bootstrap.assemble(settings)
-    tokens = Tokens(parts.store, parts.clock)
-    app.check_address(settings.address, settings.insecure, settings.sources["address"], tokens)
-    source = settings.sources["tls_certificate" if settings.tls_certificate is not None else "tls_key"]
-    tls = app.read_tls(_path(settings, settings.tls_certificate), _path(settings, settings.tls_key), source)
-    sockets = inherited or app.bind(settings.address, settings.port)
-    name = f"server-{bootstrap.process_name()}"
-    lock = bootstrap.make_lock(settings, parts.clock, name)
-    server = app.Server(
-        parts.manager,
-        parts.registry,
-        parts.clock,
-        settings.max_body,
-        settings.idle_timeout,
-        settings.sweep,
-        app.hosts(settings.address, settings.allowed_hosts),
-        Candidate(name, lock.presence),
-        bootstrap.open_statistics(parts, name, lock),
-        shown(settings),
-        tokens,
-        tls,
-        frozenset(origin.lower().rstrip("/") for origin in settings.allowed_origins or ()),
-        settings.rate_limit,
-        applications.endpoints(settings.applications),
-        applications.run_parameters(settings.applications),
-    )
-    server.prepare()
-    if tokens.known_on and tls is None and not app.is_loopback(settings.address):
-        logger.warning("tokens travel in clear text: tls_certificate and tls_key are not set")
+    made = bootstrap.make_server(settings)
+    sockets = inherited or address.bind(settings.address, settings.port)
+    if made.unsafe is not None:
+        logger.warning("%s", made.unsafe)
     if not inherited:
-        say_where(settings, parts)
+        say_where(settings, made.parts)
         _say_address(settings, sockets)
     # What is there now stays: the collector need not look at it again and again.
     gc.freeze()
-    asyncio.run(app.serve(server, sockets))
-    parts.store.close()
-    lock.close()
+    asyncio.run(app.serve(made.server, sockets))
+    made.parts.store.close()
+    made.lock.close()
     logger.info("server stopped")
 
 
 def _supervise(settings: Settings) -> int:
     """Listen, and let as many processes serve as the settings say."""
-    from zerog.server import app
+    from zerog.server import address
 
     _follow_parent()
-    sockets = app.bind(settings.address, settings.port)
+    sockets = address.bind(settings.address, settings.port)
     _say_address(settings, sockets)
     supervisor = Supervisor(
         settings.processes,
@@ -102,10 +76,6 @@ def _say_address(settings: Settings, sockets: Sequence[socket.socket]) -> None:
     several = f" in {settings.processes} processes" if settings.processes > 1 else ""
     scheme = "http" if settings.tls_certificate is None else "https"
     logger.info("server listens on %s://%s:%d%s", scheme, shown, port, several)
-
-
-def _path(settings: Settings, text: str | None) -> str | None:
-    return None if text is None else str(settings.path(text))
 
 
 def _inherited_sockets() -> list[socket.socket]:
@@ -150,16 +120,16 @@ def say_where(settings: Settings, parts: bootstrap.Parts) -> None:
 
 def run_up(settings: Settings, arguments: Sequence[str]) -> int:
     """Run a server and an agent as two processes; drain the agent before the server stops."""
-    from zerog.server import app
+    from zerog.server import address
 
     parts = bootstrap.assemble(settings)
     try:
-        app.check_address(
+        address.check_address(
             settings.address, settings.insecure, settings.sources["address"], Tokens(parts.store, parts.clock)
         )
     finally:
         parts.store.close()
-    for end in app.bind(settings.address, settings.port):
+    for end in address.bind(settings.address, settings.port):
         end.close()  # free: otherwise the agent would start before the server found out
     server = _start("server", settings, ("everything", "server"))
     agent = _start("worker", settings, ("everything", "agent"))

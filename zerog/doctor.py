@@ -73,7 +73,7 @@ def _probe_store(parts: bootstrap.Parts) -> Iterator[Finding]:
 
 
 def _who_may(parts: bootstrap.Parts) -> Iterator[Finding]:
-    from zerog.server.app import is_loopback
+    from zerog.server.address import is_loopback
 
     settings = parts.settings
     tokens = Tokens(parts.store, parts.clock)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -93,7 +94,8 @@ def http(folder: Path, runs: int) -> list[Row]:
 @contextmanager
 def alone(made: Deployment, all_of_them: Iterable[Deployment]) -> Iterator[None]:
     """Let only one of several servers run: the others would sweep what their last run left in their queues."""
-    others = [psutil.Process(one.server.pid) for one in all_of_them if one is not made and one.server is not None]
+    parents = [psutil.Process(one.server.pid) for one in all_of_them if one is not made and one.server is not None]
+    others = [process for parent in parents for process in (parent, *parent.children(recursive=True))]
     for other in others:
         other.suspend()
     try:
@@ -331,8 +333,45 @@ def at_rest(made: Deployment) -> str:
     return f"{100 * spent / (2 * REST):.2f} %"
 
 
+def masters(folder: Path, runs: int) -> list[Row]:
+    """The CPU time of a request, of all processes of a server: two beside one, statistics beside none."""
+    shapes: dict[str, dict[str, Any]] = {"one": {}, "two": {"processes": "2"}, "off": {"stats": "off"}}
+    figures: dict[tuple[str, bool], list[float]] = {(name, post): [] for name in shapes for post in (False, True)}
+    with ExitStack() as stack:
+        made = {}
+        for name, settings in shapes.items():
+            made[name] = deployment(folder / name, "sqlite", None, **settings)
+            stack.callback(made[name].close)
+            made[name].start_server()
+        uuids = {name: one.submit("resize", {"path": "a"}) for name, one in made.items()}
+        for _ in range(runs):
+            for name, one in made.items():
+                with alone(one, made.values()):
+                    figures[name, False].append(cpu_seconds(one, f"{one.url}/jobs/{uuids[name]}/progress"))
+                    figures[name, True].append(cpu_seconds(one, f"{one.url}/run/resize", True))
+    rows = []
+    for what, name, limit, bound in (("two processes", "two", "one", "≤ 1.25"), ("statistics", "one", "off", "≤ 1.05")):
+        for post, kind in ((False, "GET progress"), (True, "submit")):
+            value, beside = statistics.median(figures[name, post]), statistics.median(figures[limit, post])
+            ratio = statistics.median(a / b for a, b in zip(figures[name, post], figures[limit, post], strict=True))
+            title = f"CPU time of a {kind}, {what}, beside {'one' if limit == 'one' else 'none'}"
+            rows.append(Row(title, f"{1e6 * value:.0f} µs", f"{1e6 * beside:.0f} µs", ratio, bound))
+    return rows
+
+
+def cpu_seconds(made: Deployment, url: str, post: bool = False) -> float:
+    """Return the CPU seconds that all processes of a server spend on a request, user and system."""
+    assert made.server is not None
+    parent = psutil.Process(made.server.pid)
+    family = [parent, *parent.children(recursive=True)]
+    before = sum(sum(one.cpu_times()[:2]) for one in family)
+    requests = wrk(url, post) * SECONDS
+    return (sum(sum(one.cpu_times()[:2]) for one in family) - before) / requests
+
+
 BENCHMARKS: dict[str, Callable[[Path, int], list[Row]]] = {
     "http": http, "drain": drain, "latency": latency, "idle": idle, "couchbase": couchbase, "sweep": sweep,
+    "masters": masters,
 }  # fmt: skip
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.deployment import Deployment
@@ -111,3 +114,35 @@ def test_endpoints_that_cannot_be_served_are_no_start(
     finally:
         for name in [one for one in sys.modules if one.startswith("application_of_a_test")]:
             del sys.modules[name]
+
+
+@pytest.mark.requirement("M5")
+def test_a_slow_endpoint_delays_no_other(zerog: Deployment) -> None:
+    """Fifty at once, as many as may wait of an endpoint that is slow, and beside them all that others ask."""
+    uuid = zerog.submit("noop")
+    paths = (f"/jobs/{uuid}/progress", "/jobs?limit=5", f"/jobs/{uuid}/events", "/types/noop", "/healthz")
+
+    def slow(_: int) -> int:
+        return httpx.get(f"{zerog.url}/slow?seconds=4", timeout=60).status_code
+
+    def ask(number: int) -> list[float]:
+        times = []
+        with httpx.Client(base_url=zerog.url, timeout=60) as client:
+            for turn in range(20):
+                begun = time.monotonic()
+                if turn % 5 == 4:
+                    assert client.post("/run/noop", json={}).status_code == 202
+                else:
+                    assert client.get(paths[(number + turn) % len(paths)]).status_code == 200
+                times.append(time.monotonic() - begun)
+        return times
+
+    with ThreadPoolExecutor(54) as pool:
+        waiting = [pool.submit(slow, number) for number in range(50)]
+        time.sleep(0.5)  # until the slow ones are there
+        times = sorted(one for several in pool.map(ask, range(4)) for one in several)
+        assert not all(one.done() for one in waiting), "the slow ones were still there"
+        assert [one.result() for one in waiting] == [200] * 50
+    median, p99 = times[len(times) // 2], times[int(len(times) * 0.99) - 1]
+    # The bound of 100 ms is for a machine that has nothing else to do; on a busy one the median must hold it.
+    assert median < 0.1 and p99 < 1.0, (median, p99)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import signal
 import socket
@@ -12,20 +11,21 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import tornado.web
 from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 from tornado.routing import URLSpec
 
 from zerog.chores import Chores
 from zerog.clock import Clock
-from zerog.exceptions import BadSetting, DatastoreError, StoreUnavailable, UnknownJob
+from zerog.exceptions import DatastoreError, UnknownJob
 from zerog.manager import Manager, Submission, Submitted
 from zerog.record import JobRecord
 from zerog.registry import Registry
+from zerog.server.address import LOOPBACK_NAMES
 from zerog.server.door import Door, log_request
 from zerog.server.endpoint import NO_SUCH_JOB, Endpoint, RunParameter, Services
 from zerog.server.lanes import Lane
@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 #: Threads for what is neither a submit nor a read of records: lists, events, data, figures of the queue.
 _POOL = 8
+#: Threads for the plain methods of applications' endpoints.
+_APPLICATIONS = 32
 #: Seconds for a complete body after its header.
 _BODY_SECONDS = 10
 _HEADER_BYTES = 16 * 1024
@@ -52,42 +54,46 @@ _LOOK_AT_TOKENS = 1.0
 #: Running jobs that the start page shows.
 _RUNNING = 50
 
-_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+@dataclass(frozen=True)
+class Options:
+    """What a server is told: sizes in bytes, times in seconds.
+
+    ``candidate`` stands for the sweeper's lease; ``configuration`` is what ``/view_status`` shows of the settings;
+    ``endpoints`` and ``run_parameters`` are those of applications.
+    """
+
+    max_body: int = 1024 * 1024
+    idle_timeout: float = 30.0
+    sweep: float = 30.0
+    rate_limit: int = 0
+    allowed_hosts: frozenset[str] = frozenset(LOOPBACK_NAMES)
+    allowed_origins: frozenset[str] = frozenset()
+    tls: ssl.SSLContext | None = None
+    candidate: Candidate | None = None
+    statistics: Statistics | None = None
+    tokens: Tokens | None = None
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    endpoints: Sequence[type[Endpoint]] = ()
+    run_parameters: Sequence[RunParameter] = ()
 
 
 class Server:
     """One HTTP server over a Manager.  ``start`` and ``stop`` are called in the event loop."""
 
-    def __init__(
-        self,
-        manager: Manager,
-        registry: Registry,
-        clock: Clock,
-        max_body: int = 1024 * 1024,
-        idle_timeout: float = 30.0,
-        sweep: float = 30.0,
-        allowed_hosts: frozenset[str] = frozenset(_LOOPBACK_NAMES),
-        candidate: Candidate | None = None,
-        statistics: Statistics | None = None,
-        configuration: Mapping[str, Any] | None = None,
-        tokens: Tokens | None = None,
-        tls: ssl.SSLContext | None = None,
-        allowed_origins: frozenset[str] = frozenset(),
-        rate_limit: int = 0,
-        endpoints: Sequence[type[Endpoint]] = (),
-        run_parameters: Sequence[RunParameter] = (),
-    ) -> None:
+    def __init__(self, manager: Manager, registry: Registry, clock: Clock, options: Options = Options()) -> None:
         self._manager = manager
         self._pool = ThreadPoolExecutor(_POOL, thread_name_prefix="pool")
+        self._applications = ThreadPoolExecutor(_APPLICATIONS, thread_name_prefix="applications")
         self._submit: Lane[Submission, Submitted] = Lane("submits", manager.submit_all)
         self._read: Lane[str, JobRecord] = Lane("reads", self._read_all)
-        self._statistics = statistics if statistics is not None else Statistics(None, clock, "", "off")
-        tokens = tokens if tokens is not None else Tokens(manager.store, clock)
-        self._tokens = tokens
-        self._lookout = _Lookout(tokens)
-        self._chores = Chores(manager, sweep, candidate, also=[manager.prepare_cursors], statistics=self._statistics)
-        self._idle_timeout = idle_timeout
-        self._tls = tls
+        self._options = options
+        self._statistics = options.statistics or Statistics(None, clock, "", "off")
+        self._tokens = options.tokens or Tokens(manager.store, clock)
+        self._lookout = _Lookout(self._tokens)
+        self._chores = Chores(
+            manager, options.sweep, options.candidate, also=[manager.prepare_cursors], statistics=self._statistics
+        )
         self.services = Services(
             manager=manager,
             registry=registry,
@@ -95,16 +101,17 @@ class Server:
             submit=self._submit,
             read=self._read,
             pool=self._pool,
+            applications=self._applications,
             watcher=Watcher(self._read_watched),
             statistics=self._statistics,
-            tokens=tokens,
-            rates=Rates(rate_limit, self._statistics, clock),
-            max_body=max_body,
-            allowed_hosts=allowed_hosts,
-            allowed_origins=allowed_origins,
-            configuration=configuration or {},
-            endpoints=(*ENDPOINTS, *endpoints),
-            run_parameters=run_parameters,
+            tokens=self._tokens,
+            rates=Rates(options.rate_limit, self._statistics, clock),
+            max_body=options.max_body,
+            allowed_hosts=options.allowed_hosts,
+            allowed_origins=options.allowed_origins,
+            configuration=options.configuration,
+            endpoints=(*ENDPOINTS, *options.endpoints),
+            run_parameters=options.run_parameters,
             queue=Shared(self._look_at_queue),
             running=Shared(self._look_at_running),
             streams=Streams(),
@@ -140,8 +147,8 @@ class Server:
         application = self.application()
         self._http = HTTPServer(
             application,
-            ssl_options=self._tls,
-            idle_connection_timeout=self._idle_timeout,
+            ssl_options=self._options.tls,
+            idle_connection_timeout=self._options.idle_timeout,
             max_header_size=_HEADER_BYTES,
             # The door counts; this is only so that Tornado does not answer before it.
             max_body_size=2**62,
@@ -182,6 +189,7 @@ class Server:
         for end in ends:
             await loop.run_in_executor(None, end)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._applications.shutdown(wait=False, cancel_futures=True)
 
     def _read_all(self, uuids: Sequence[str]) -> list[JobRecord | Exception]:
         found = self._manager.get_many(list(dict.fromkeys(uuids)))
@@ -222,68 +230,6 @@ class _Lookout(threading.Thread):
                 if not away:
                     logger.warning("tokens stay as they are known: %s", error)
                 away = True
-
-
-def check_address(address: str, insecure: bool, source: str, tokens: Tokens) -> None:
-    """Refuse to be reachable from elsewhere while everyone may do everything."""
-    if insecure or is_loopback(address):
-        return
-    try:
-        tokens.look()
-        closed = tokens.on
-    except StoreUnavailable as error:
-        raise BadSetting(
-            f"address ({source}) is {address!r}, which others can reach, and whether there are tokens is not known: "
-            f"{error}"
-        ) from error
-    if not closed:
-        raise BadSetting(
-            f"address ({source}) is {address!r}, which others can reach, and there are no tokens: whoever reaches the "
-            "server may run jobs; make one with 'zerog token create', or give --insecure if that is what you want"
-        )
-
-
-def read_tls(certificate: str | None, key: str | None, source: str) -> ssl.SSLContext | None:
-    """Return what the server shows to its clients; None without ``certificate``; ``BadSetting`` if it is not usable."""
-    if certificate is None and key is None:
-        return None
-    if certificate is None or key is None:
-        raise BadSetting(f"tls_certificate and tls_key ({source}) belong together: one of them is missing")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise BadSetting(f"tls_certificate, tls_key ({source}): {certificate}, {key}: {why}") from error
-    return context
-
-
-def is_loopback(address: str) -> bool:
-    """Return whether an address is of this machine alone."""
-    if address.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
-
-
-def hosts(address: str, allowed: Sequence[str] | None) -> frozenset[str]:
-    """Return the Host names that the server answers for."""
-    if allowed is not None:
-        return frozenset(name.lower().strip("[]") for name in allowed)
-    names = {*_LOOPBACK_NAMES, address.lower()}
-    if not is_loopback(address):
-        names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-    return frozenset(names)
-
-
-def bind(address: str, port: int) -> list[socket.socket]:
-    """Return listening sockets; ``BadSetting`` if that is not possible."""
-    try:
-        return bind_sockets(port, address)
-    except OSError as error:
-        raise BadSetting(f"cannot listen on {address}:{port}: {error.strerror}") from error
 
 
 async def serve(server: Server, sockets: Sequence[socket.socket]) -> None:

@@ -334,7 +334,8 @@ class Door(tornado.web.RequestHandler):
         if iscoroutinefunction(call):
             done = await call(*arguments)
         else:
-            done = await endpoint.off_loop(call, *arguments)
+            # In threads of their own: however long they wait, no other request waits for them.
+            done = await asyncio.get_running_loop().run_in_executor(self._services.applications, call, *arguments)
         return done if isinstance(done, Answer) else Answer(done)
 
     def _check_media_type(self) -> None:

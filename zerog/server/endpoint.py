@@ -124,6 +124,8 @@ class Services:
     submit: Lane[Submission, Submitted]
     read: Lane[str, JobRecord]
     pool: Executor
+    #: The threads in which plain methods run.
+    applications: Executor
     watcher: Watcher
     statistics: Statistics
     tokens: Tokens
