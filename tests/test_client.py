@@ -255,3 +255,19 @@ print(job.state, foreign)
         [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, timeout=60, cwd="/"
     )
     assert (done.stdout.strip(), done.returncode) == ("succeeded []", 0), done.stderr
+
+
+def test_the_session_in_the_readme_runs(zerog: Deployment) -> None:
+    """As it stands there, but for the address and the folder."""
+    text = (ROOT / "README.rst").read_text()
+    section = text[text.index("From Python\n-----------") :]
+    lines = section[section.index("::\n\n    from zerog import Client") + 4 :].splitlines()
+    block = [line[4:] for line in lines[: next(at for at, line in enumerate(lines) if line and line[0] != " ")]]
+    program = "\n".join(block).replace("http://127.0.0.1:8888", zerog.url).replace("/usr/share/doc", str(ROOT / "docs"))
+    assert 'key="once"' in program and "then.data()" in program
+    program = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{program}\nprint(then.parents[0].finished_at)\n"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, timeout=60, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("Z") and "1.0" in done.stdout

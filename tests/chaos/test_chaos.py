@@ -89,6 +89,26 @@ def test_nothing_is_lost_and_nothing_finishes_twice(name: str, runs: Callable[[s
 # What would not be found if the judge were blind
 
 
+@pytest.mark.requirement("M3", "M4", "M5")
+@pytest.mark.parametrize("pair", [("sqlite", "beanstalkd"), ("couchbase", "beanstalkd")], ids="+".join)
+def test_everything_goes_on_while_one_of_two_servers_is_killed(
+    pair: tuple[str, str], couchbase: CouchbaseServer
+) -> None:
+    """K3 with two servers behind nginx, one of them killed every few seconds."""
+    datastore = couchbase.url if pair[0] == "couchbase" else pair[0]
+    jobs, faults = (500, 10) if FULL else (80, 2)
+    done = subprocess.run(
+        [sys.executable, "-m", "zerog", "chaos", "K3", "--servers", "2", "--json", "--jobs", str(jobs), "--faults",
+         str(faults), "--datastore", datastore, "--queue", pair[1], "--seed", "7"],
+        cwd=ROOT, env={**os.environ, "ZEROG_DATASTORE_PASSWORD": "password"}, capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr
+    (report,) = json.loads(done.stdout)
+    assert (report["findings"], report["faults"]) == ([], faults)
+    assert report["acknowledged"] == report["terminal"] >= jobs
+
+
 def lines(*parts: tuple[str, str, int, float, int]) -> str:
     return "".join(f"{what} {uuid} {attempt} {at} {pid} 1\n" for what, uuid, attempt, at, pid in parts)
 
@@ -148,7 +168,9 @@ def test_the_judge_finds_what_must_not_be(
     answers = Answers(seen, {"uuid": "a", "attempt": attempt})
     monkeypatch.setattr("zerog.chaos.run.Api", lambda url, patience: answers)
     (tmp_path / "ledger").write_text(lines(*ledger_says))
-    site = SimpleNamespace(store="sqlite", queue="sqlite", url="", ledger=tmp_path / "ledger", superseded=lambda: 0)
+    site = SimpleNamespace(
+        ports=[1], store="sqlite", queue="sqlite", url="", ledger=tmp_path / "ledger", superseded=lambda: 0
+    )
     one = Run(SCENARIOS["K1"], cast(Site, site), jobs=1, faults=0, seed=1)
     one.acknowledged["key"] = "a"
     if first is not None:
@@ -188,7 +210,9 @@ def test_the_judge_knows_what_is_to_raise_and_what_is_to_go_on_later(
     seen = view(state, attempt, counters={"errors": errors})
     monkeypatch.setattr("zerog.chaos.run.Api", lambda url, patience: Answers(seen, {"uuid": "a", "attempt": attempt}))
     (tmp_path / "ledger").write_text(lines(*ledger_says))
-    site = SimpleNamespace(store="sqlite", queue="sqlite", url="", ledger=tmp_path / "ledger", superseded=lambda: 0)
+    site = SimpleNamespace(
+        ports=[1], store="sqlite", queue="sqlite", url="", ledger=tmp_path / "ledger", superseded=lambda: 0
+    )
     one = Run(SCENARIOS["K3"], cast(Site, site), jobs=1, faults=0, seed=1)
     one.acknowledged["key"], one.kinds["a"] = "a", kind
     one._judge()
@@ -201,7 +225,9 @@ def test_the_judge_counts_what_ran_twice_where_nothing_may(tmp_path: Path, monke
         "zerog.chaos.run.Api", lambda url, patience: Answers(view(attempt=2), {"uuid": "a", "attempt": 2})
     )
     (tmp_path / "ledger").write_text(lines(*TWICE))
-    site = SimpleNamespace(store="sqlite", queue="sqlite", url="", ledger=tmp_path / "ledger", superseded=lambda: 0)
+    site = SimpleNamespace(
+        ports=[1], store="sqlite", queue="sqlite", url="", ledger=tmp_path / "ledger", superseded=lambda: 0
+    )
     for name, allowed in (("K1", True), ("K4", False)):
         one = Run(SCENARIOS[name], cast(Site, site), jobs=1, faults=0, seed=1)
         one.acknowledged["key"] = "a"
@@ -210,7 +236,7 @@ def test_the_judge_counts_what_ran_twice_where_nothing_may(tmp_path: Path, monke
 
 
 def test_what_takes_too_long_is_late_and_what_never_comes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    site = SimpleNamespace(store="sqlite", queue="sqlite")
+    site = SimpleNamespace(ports=[1], store="sqlite", queue="sqlite")
     one = Run(SCENARIOS["K5"], cast(Site, site), jobs=1, faults=0, seed=1)
     one.recovered(lambda: True, 5.0, "this")
     assert (len(one.report.recoveries), one.report.late, one.report.findings) == (1, [], [])

@@ -35,6 +35,7 @@ class Wanted:
     seed: int | None = None
     campaign: bool = False
     server: str | None = None
+    servers: int = 1
     lease: float = _LEASE
     sweep: float = _SWEEP
     keep: bool = False
@@ -79,7 +80,16 @@ def _scenario(name: str, wanted: Wanted) -> Scenario:
 def _run_one(scenario: Scenario, wanted: Wanted, seed: int) -> Report:
     jobs, faults = scenario.campaign if wanted.campaign else scenario.every_day
     queue = scenario.queue or wanted.queue
-    site = Site(scenario.store or wanted.datastore, queue, wanted.lease, wanted.sweep, _AGENTS, _SLOTS, wanted.server)
+    site = Site(
+        scenario.store or wanted.datastore,
+        queue,
+        wanted.lease,
+        wanted.sweep,
+        _AGENTS,
+        _SLOTS,
+        wanted.server,
+        wanted.servers,
+    )
     one = Run(
         scenario,
         site,

@@ -110,12 +110,12 @@ def judge_k2(run: Run) -> None:
 
 
 def kill_server(run: Run) -> None:
+    """Kill a server, one of several if there are; it is started again at once."""
     for _ in run.each_fault():
-        assert run.site.server is not None
         moment = time.monotonic()
-        kill(run.site.server)
+        kill(run.random.choice(list(run.site.servers.values())))
         run.report.faults += 1
-        run.site.start_server()
+        run.site.start_servers()
         run.report.recoveries.append(time.monotonic() - moment)
 
 
@@ -187,7 +187,7 @@ def judge_p1(run: Run) -> None:
 def stop_queue_and_server(run: Run) -> None:
     for number in run.each_fault():
         run.submit_long((run.scenario.lasts + 1) * run.site.lease)
-        process = run.site.beanstalkd if number % 2 == 0 else run.site.server
+        process = run.site.beanstalkd if number % 2 == 0 else next(iter(run.site.servers.values()))
         assert process is not None
         moment = time.monotonic()
         process.send_signal(signal.SIGSTOP)

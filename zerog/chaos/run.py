@@ -80,7 +80,8 @@ class Run:
         self.site = site
         self.jobs, self.faults = jobs, faults
         self.random = random.Random(seed)
-        self.report = Report(scenario.name, site.store, site.queue, seed)
+        several = f", {len(site.ports)} servers" if len(site.ports) > 1 else ""
+        self.report = Report(scenario.name, site.store, site.queue + several, seed)
         self.acknowledged: dict[str, str] = {}  # key → UUID
         self.kinds: dict[str, str] = {}  # UUID → what the job does, if it is not to succeed at once
         self.first_ends: dict[str, tuple[Any, ...]] = {}

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,25 @@ from zerog.client import Api
 from zerog.exceptions import MissingDependency, ZerogError
 
 T = TypeVar("T")
+
+#: nginx before several servers: what is safe to repeat goes to the next one, clients repeat the rest themselves.
+_NGINX = """daemon off; worker_processes 1; master_process off;
+pid {folder}/nginx.pid; error_log {folder}/nginx-error.log;
+events {{}}
+http {{
+    access_log off; {kept}
+    upstream zerog {{ {servers} }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://zerog; proxy_http_version 1.1; proxy_set_header Connection "";
+            proxy_set_header Host $http_host;
+            proxy_next_upstream error timeout http_502; proxy_connect_timeout 2s; proxy_read_timeout 75s;
+            proxy_buffering off; proxy_request_buffering off;
+        }}
+    }}
+}}
+"""
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -49,23 +69,35 @@ def free_port() -> int:
 class Site:
     """A server, some agents and a queue of their own, in a folder of their own.
 
-    ``datastore`` is ``sqlite`` or a URL; ``queue`` is ``sqlite``, ``beanstalkd`` or ``beanstalkd-durable`` (with a
-    binlog).  With ``server`` only agents are started; their settings are those of whoever calls, from the environment
-    and from the file in the working directory.
+    With several ``servers`` nginx stands before them, and clients talk to it: round robin.  ``datastore`` is ``sqlite``
+    or a URL; ``queue`` is ``sqlite``, ``beanstalkd`` or ``beanstalkd-durable`` (with a binlog).  With ``server`` only
+    agents are started; their settings are those of whoever calls, from the environment and from the file in the working
+    directory.
     """
 
     def __init__(
-        self, datastore: str, queue: str, lease: float, sweep: float, agents: int, slots: int, server: str | None = None
+        self,
+        datastore: str,
+        queue: str,
+        lease: float,
+        sweep: float,
+        agents: int,
+        slots: int,
+        server: str | None = None,
+        servers: int = 1,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="zerog-chaos-"))
         self.ledger = self.folder / "ledger"
         self.store = datastore.partition(":")[0] if server is None else "deployment"
         self.queue = queue if server is None else server
         self.lease, self.sweep = lease, sweep
-        self.port = free_port()
+        #: The ports of the servers, and the one that clients use.
+        self.ports = [free_port() for _ in range(servers)]
+        self.port = self.ports[0] if servers == 1 else free_port()
         self.url = server or f"http://127.0.0.1:{self.port}"
         self.client = Api(self.url, patience=0)
-        self.server: subprocess.Popen[bytes] | None = None
+        self.servers: dict[int, subprocess.Popen[bytes]] = {}
+        self.front: subprocess.Popen[bytes] | None = None
         self.agents: list[subprocess.Popen[bytes]] = []
         self.beanstalkd: subprocess.Popen[bytes] | None = None
         self.count = agents
@@ -81,9 +113,7 @@ class Site:
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join([_ROOT, os.environ.get("PYTHONPATH", "")]))
         values = {"slots": str(slots), "applications": "zerog.chaos", "grace": "1"}
         if not self._external:
-            values.update(
-                lease=f"{self.lease:g}", sweep=f"{self.sweep:g}", port=str(self.port), service=f"chaos{self.port}"
-            )
+            values.update(lease=f"{self.lease:g}", sweep=f"{self.sweep:g}", service=f"chaos{self.port}")
             values["datastore"] = f"sqlite:///{self.folder}/zerog.db" if datastore == "sqlite" else datastore
             values["queue"] = f"sqlite:///{self.folder}/queue.db"
             values["run_dir"] = f"{self.folder}/run"
@@ -98,7 +128,8 @@ class Site:
         """Start everything and wait until it is ready."""
         if not self._external:
             self.start_queue()
-            self.start_server()
+            self.start_servers()
+            self.start_front()
         if not self.hold_agents:
             self.start_agents()
 
@@ -126,15 +157,36 @@ class Site:
             return True
         return False
 
-    def start_server(self) -> None:
-        """Start the server and wait until it answers."""
-        self.server = self._spawn([sys.executable, "-m", "zerog", "server"], "server")
-        until(self._server_answers, _START, f"the server; see {self.folder}/server.log")
+    def start_servers(self) -> None:
+        """Start those servers that do not run, and wait until they answer."""
+        for port in self.ports:
+            if port not in self.servers or self.servers[port].poll() is not None:
+                arguments = [sys.executable, "-m", "zerog", "server", "--port", str(port)]
+                self.servers[port] = self._spawn(arguments, "server")
+        for port in self.ports:
+            until(partial(self._answers, port), _START, f"the server; see {self.folder}/server.log")
 
-    def _server_answers(self) -> bool:
+    def _answers(self, port: int) -> bool:
         with suppress(ZerogError):
-            return bool(self.client.types())
+            return bool(Api(f"http://127.0.0.1:{port}", patience=0).types())
         return False
+
+    def start_front(self) -> None:
+        """Start nginx before the servers, if there are several."""
+        if len(self.ports) == 1:
+            return
+        program = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
+        if program is None:
+            raise MissingDependency("chaos needs the command nginx for several servers: apt install nginx")
+        servers = " ".join(f"server 127.0.0.1:{port} max_fails=1 fail_timeout=1s;" for port in self.ports)
+        kept = " ".join(
+            f"{name}_temp_path {self.folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        (self.folder / "nginx.conf").write_text(
+            _NGINX.format(folder=self.folder, kept=kept, servers=servers, port=self.port)
+        )
+        self.front = self._spawn([program, "-c", f"{self.folder}/nginx.conf", "-p", str(self.folder)], "nginx")
+        until(partial(self._answers, self.port), _START, f"nginx; see {self.folder}/nginx.log")
 
     def start_agent(self) -> subprocess.Popen[bytes]:
         """Start one more agent."""
@@ -164,7 +216,8 @@ class Site:
 
     def processes(self) -> list[subprocess.Popen[bytes]]:
         """Return what was started and not given up."""
-        return [one for one in (*self.agents, self.server, self.beanstalkd) if one is not None]
+        several = (*self.agents, *self.servers.values(), self.beanstalkd, self.front)
+        return [one for one in several if one is not None]
 
     def kill_all(self) -> None:
         """Kill everything, as a host does that loses its power."""

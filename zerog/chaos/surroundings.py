@@ -73,7 +73,7 @@ def _ballast(site: Site) -> Iterator[None]:
 def _limited(site: Site) -> Iterator[None]:
     """Let no file of a process grow beyond what the store has now."""
     size = (site.folder / "disk" / "zerog.db").stat().st_size
-    pids = [process.pid for process in (*site.agents, site.server) if process is not None]
+    pids = [process.pid for process in (*site.agents, *site.servers.values())]
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for pid in pids:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
@@ -269,7 +269,7 @@ def restart_all(run: Run) -> None:
         run.report.faults += 1
         moment = time.monotonic()
         run.site.start_queue()
-        run.site.start_server()
+        run.site.start_servers()
         run.site.start_agents()
         run.recovered(partial(_started_after, run, moment), _STARTS, "the first job after the restart", moment)
         _watch_queue(run)
