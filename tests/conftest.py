@@ -19,9 +19,10 @@ collect_ignore = [] if os.environ.get("TESTS_FULL") else ["chaos/test_releases.p
 
 #: The files that take longest, the longest first: files that run side by side are to end at about the same time.
 LONGEST = (
-    "test_chaos.py", "test_whole_path.py", "test_takeover.py", "test_failpoints.py", "test_agent.py", "test_explain.py",
+    "test_chaos.py", "test_masters.py", "test_whole_path.py", "test_takeover.py", "test_failpoints.py", "test_tokens.py",
+    "test_pages.py", "test_graphs.py", "test_batch.py", "test_pipeline.py", "test_agent.py", "test_explain.py",
     "test_documentation.py", "test_machine.py", "test_outages.py", "test_control.py", "test_protocol.py",
-    "test_fuzz.py", "test_commands.py", "test_own_deployment.py",
+    "test_fuzz.py", "test_commands.py", "test_client.py", "test_own_deployment.py",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.deployment import TERMINAL, Deployment, deployed
 
-GRAPHS = 25 if os.environ.get("TESTS_FULL") else 4
+GRAPHS = 25 if os.environ.get("TESTS_FULL") else 2
 
 Node = tuple[str, list[int], bool]
 

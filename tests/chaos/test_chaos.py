@@ -90,7 +90,9 @@ def test_nothing_is_lost_and_nothing_finishes_twice(name: str, runs: Callable[[s
 
 
 @pytest.mark.requirement("M3", "M4", "M5")
-@pytest.mark.parametrize("pair", [("sqlite", "beanstalkd"), ("couchbase", "beanstalkd")], ids="+".join)
+@pytest.mark.parametrize(
+    "pair", [("couchbase", "beanstalkd"), *([("sqlite", "beanstalkd")] if FULL else [])], ids="+".join
+)
 def test_everything_goes_on_while_one_of_two_servers_is_killed(
     pair: tuple[str, str], couchbase: CouchbaseServer
 ) -> None:

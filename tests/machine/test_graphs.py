@@ -21,7 +21,7 @@ from zerog.registry import Parameters
 
 pytestmark = pytest.mark.requirement("M9")
 
-GRAPHS = 1000 if os.environ.get("TESTS_FULL") else 120
+GRAPHS = 1000 if os.environ.get("TESTS_FULL") else 60
 #: Seconds of the world within which a graph has come to its end.
 _AT_MOST = 400.0
 _BLOWS = [blow for blow in Blow if blow is not Blow.MEANWHILE]

@@ -24,6 +24,10 @@ from zerog.client import Client, Job
 
 TWO = {"processes": "2"}
 
+#: What takes a minute is done over both stores with ``bin/test --full`` alone.
+FULL = bool(os.environ.get("TESTS_FULL"))
+STORES = ["sqlite", "couchbase"] if FULL else ["sqlite"]
+
 
 @pytest.fixture
 def zerog(tmp_path: Path) -> Iterator[Deployment]:
@@ -266,7 +270,7 @@ def test_metrics_are_those_of_all_processes(masters: tuple[Deployment, str, Memc
 
 
 @pytest.mark.requirement("M3", "M4", "M5", "M31")
-@pytest.mark.parametrize("store", ["sqlite", "couchbase"])
+@pytest.mark.parametrize("store", STORES)
 def test_everything_goes_on_while_servers_behind_nginx_are_killed(
     tmp_path: Path, store: str, request: pytest.FixtureRequest
 ) -> None:
@@ -339,7 +343,7 @@ def test_ten_thousand_requests_to_two_servers_are_ten_thousand(
 ) -> None:
     zerog, other, _ = masters
     paths = {"/types": 200, "/jobs?limit=1": 200, "/nowhere": 404, "/types/none": 404, "/jobs?limit=x": 400}
-    each = 10_000 // len(paths) // 4 if os.environ.get("TESTS_FULL") else 100
+    each = 10_000 // len(paths) // 4 if FULL else 40
 
     def ask(worker: int) -> Counter[str]:
         told: Counter[str] = Counter()

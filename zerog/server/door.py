@@ -11,11 +11,13 @@ import logging
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from inspect import iscoroutinefunction
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import tornado.web
+from pydantic import BaseModel
 from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 
@@ -162,9 +164,10 @@ class Door(tornado.web.RequestHandler):
         return holder
 
     def _check_role(self, method: str) -> None:
+        if self._principal is None or method == "OPTIONS" or not self._endpoint.url:
+            return
         role = self._endpoint.needed_role(method)
-        free = self._principal is None or method == "OPTIONS" or not self._endpoint.url
-        if not free and self._principal is not None and not self._principal.may(role):
+        if not self._principal.may(role):
             raise Forbidden(f"this needs a token with the role {role}")
 
     def _check_origin(self) -> None:
@@ -187,8 +190,8 @@ class Door(tornado.web.RequestHandler):
 
     def _cors(self) -> dict[str, str]:
         """Return the headers that let a page of an allowed origin read the answer."""
-        origin = self.request.headers.get("Origin")
-        if not self._services.allowed_origins or origin is None or not self._is_allowed(origin):
+        origin = self.request.headers.get("Origin") if self._services.allowed_origins else None
+        if origin is None or not self._is_allowed(origin):
             return {}
         headers = {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": _EXPOSED}
         if self._is_preflight():
@@ -322,16 +325,16 @@ class Door(tornado.web.RequestHandler):
         )
         endpoint = self._endpoint(self._services, request, asyncio.get_running_loop())
         await endpoint.find()
-        if self._endpoint.reads_json(verb) and (request.body or verb not in self._endpoint.body_optional):
+        model, reads_json, is_coroutine = _shape(self._endpoint, verb)
+        if reads_json and (request.body or verb not in self._endpoint.body_optional):
             self._check_media_type()
         pairs = self._query_pairs()
         call: Callable[..., Any] = getattr(endpoint, verb.lower())
-        model = self._endpoint.model(verb)
         arguments = () if model is None else (read_model(model, request, pairs),)
         if model is None:
             request.query = read_query(pairs, endpoint.known_parameters(verb))
             request.written = _written(pairs)
-        if iscoroutinefunction(call):
+        if is_coroutine:
             done = await call(*arguments)
         else:
             # In threads of their own: however long they wait, no other request waits for them.
@@ -462,6 +465,13 @@ class Door(tornado.web.RequestHandler):
 
     def log_exception(self, *_: Any) -> None:
         """Say nothing: what is unexpected was logged where it was caught."""
+
+
+@lru_cache(maxsize=1024)
+def _shape(endpoint: type[Endpoint], verb: str) -> tuple[type[BaseModel] | None, bool, bool]:
+    """Return what never changes of an endpoint's method: its model, whether its body is JSON, and whether it is a
+    coroutine."""
+    return endpoint.model(verb), endpoint.reads_json(verb), iscoroutinefunction(getattr(endpoint, verb.lower(), None))
 
 
 def log_request(handler: tornado.web.RequestHandler) -> None:

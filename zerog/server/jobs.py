@@ -182,6 +182,8 @@ class Run(Endpoint):
 
     def known_parameters(self, method: str) -> tuple[Parameter, ...]:
         """Return the parameters of a submit, those of applications too."""
+        if not self.services.run_parameters:
+            return self.query_parameters(method)
         added = (Parameter(one.name, one.parse, one.schema, one.description) for one in self.services.run_parameters)
         return (*self.query_parameters(method), *added)
 
