@@ -11,7 +11,6 @@ import logging
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from functools import lru_cache
 from inspect import iscoroutinefunction
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -467,11 +466,18 @@ class Door(tornado.web.RequestHandler):
         """Say nothing: what is unexpected was logged where it was caught."""
 
 
-@lru_cache(maxsize=1024)
+#: What ``_shape`` has found.
+_SHAPES: dict[tuple[type[Endpoint], str], tuple[type[BaseModel] | None, bool, bool]] = {}
+
+
 def _shape(endpoint: type[Endpoint], verb: str) -> tuple[type[BaseModel] | None, bool, bool]:
     """Return what never changes of an endpoint's method: its model, whether its body is JSON, and whether it is a
     coroutine."""
-    return endpoint.model(verb), endpoint.reads_json(verb), iscoroutinefunction(getattr(endpoint, verb.lower(), None))
+    known = _SHAPES.get((endpoint, verb))
+    if known is None:
+        coroutine = iscoroutinefunction(getattr(endpoint, verb.lower(), None))
+        known = _SHAPES[endpoint, verb] = (endpoint.model(verb), endpoint.reads_json(verb), coroutine)
+    return known
 
 
 def log_request(handler: tornado.web.RequestHandler) -> None:
