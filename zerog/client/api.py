@@ -376,7 +376,9 @@ def _error(status: int, content: bytes) -> ZerogError:
         problem = json.loads(content)
         return error_of({"status": status, "code": problem["code"], "detail": problem["detail"], **problem})
     except (ValueError, KeyError, TypeError):
-        return error_of({"status": status, "code": InternalError.code, "detail": f"the server answered {status}"})
+        # What stands before the servers says so, and none of them has: the request may be sent again.
+        code = ServerUnreachable.code if status in _SOON else InternalError.code
+        return error_of({"status": status, "code": code, "detail": f"the server answered {status}"})
 
 
 def error_of(problem: Mapping[str, Any]) -> ZerogError:
