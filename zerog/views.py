@@ -59,7 +59,12 @@ def progress(record: JobRecord) -> dict[str, Any]:
 
 def etag(view: Mapping[str, Any]) -> str:
     """Return the entity tag of a view: equal views have equal tags."""
-    return f'"{hashlib.blake2b(codec.dumps(view), digest_size=9).hexdigest()}"'
+    return f'"{digest(codec.dumps(view))}"'
+
+
+def digest(body: bytes) -> str:
+    """Return a short text that is another for other bytes."""
+    return hashlib.blake2b(body, digest_size=9).hexdigest()
 
 
 def item(record: JobRecord) -> dict[str, Any]:

@@ -12,7 +12,15 @@ from typing import Any
 
 from zerog import codec
 from zerog.datastore.blobs import read_blob
-from zerog.exceptions import AlreadyExists, CorruptDocument, InvalidParameter, NewerVersion, NotFound, QueueError
+from zerog.exceptions import (
+    AlreadyExists,
+    CorruptDocument,
+    InvalidParameter,
+    NewerVersion,
+    NotFound,
+    QueueError,
+    UnknownJob,
+)
 from zerog.manager.records import Held, Records, shown_damaged
 from zerog.outcome import Result
 from zerog.queue.base import TubeStats
@@ -181,6 +189,16 @@ class Reading(Records):
         except QueueError:
             self.queue_away = True
             return None
+
+    def next_has_waited(self, job_type: str, stats: TubeStats | None) -> float | None:
+        """Return the seconds for which the job of a type that comes next has been due; None if none is known of."""
+        if stats is None or not stats.ready:
+            return None
+        try:
+            record = self.get(self.next_in_queue(job_type) or "")
+        except (QueueError, UnknownJob):
+            return None
+        return max(0.0, self.clock.now() - record.due_since)
 
     def sign_cursor(self, position: int, scope: str) -> str:
         """Return an opaque cursor for ``position``, good for this ``scope`` (a collection and its filter) only."""

@@ -19,6 +19,7 @@ import tornado.web
 from tornado.httpserver import HTTPServer
 from tornado.routing import URLSpec
 
+from zerog import views
 from zerog.chores import Chores
 from zerog.clock import Clock
 from zerog.exceptions import DatastoreError, UnknownJob
@@ -29,7 +30,7 @@ from zerog.server.address import LOOPBACK_NAMES
 from zerog.server.door import Door, log_request
 from zerog.server.endpoint import NO_SUCH_JOB, Endpoint, RunParameter, Services
 from zerog.server.lanes import Lane
-from zerog.server.live import Shared, Streams, queue_items, running_items
+from zerog.server.live import Shared, Streams, queue_items
 from zerog.server.rates import Rates
 from zerog.server.routes import ENDPOINTS, pattern
 from zerog.server.status import Nothing
@@ -196,12 +197,14 @@ class Server:
         return [found.get(uuid) or UnknownJob(NO_SUCH_JOB) for uuid in uuids]
 
     async def _look_at_queue(self) -> list[dict[str, Any]]:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, queue_items, self.services)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._pool, queue_items, self._manager, self.services.registry.names
+        )
 
     async def _look_at_running(self) -> list[dict[str, Any]]:
         page = partial(self._manager.page, None, "running", None, _RUNNING)
         found = await asyncio.get_running_loop().run_in_executor(self._pool, page)
-        return running_items(found.items)
+        return [views.item(record) for record in found.items]
 
     async def _read_watched(self, uuids: Sequence[str]) -> dict[str, JobRecord]:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._manager.get_many, uuids)

@@ -12,7 +12,7 @@ from zerog.exceptions import InvalidParameters, StoreUnavailable, UnknownParent,
 from zerog.manager import BatchItem, Options, Submission, Submitted
 from zerog.registry import read_body
 from zerog.server.endpoint import Answer, Endpoint
-from zerog.server.jobs import YEAR, checked_moment, idempotency_key, may_submit, parse_moment, principal
+from zerog.server.jobs import YEAR, checked_moment, hidden, idempotency_key, may_submit, parse_moment, principal
 
 _MOST = 1000
 
@@ -107,14 +107,11 @@ class RunBatch(Endpoint):
 
     def _without_hidden(self, items: Sequence[BatchItem]) -> list[BatchItem]:
         """Refuse parents of types that do not exist for whoever asks."""
-        if self.request.principal is None or not self.request.principal.types:
-            return list(items)
         named = {item.name for item in items}
         others = {one.lower() for item in items for one in item.parents if one not in named}
-        found = self.manager.get_many(sorted(others))
-        hidden = {uuid for uuid, record in found.items() if not self.sees(record.job_type)}
+        unknown = set(hidden(self, sorted(others)))
         return [
-            next((BatchItem(UnknownParent(one), item.name) for one in item.parents if one.lower() in hidden), item)
+            next((BatchItem(UnknownParent(one), item.name) for one in item.parents if one.lower() in unknown), item)
             for item in items
         ]
 

@@ -45,6 +45,8 @@ from zerog.topics import Topics
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
+    from zerog.server.live import Shared, Streams
+
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
@@ -130,6 +132,10 @@ class Services:
     statistics: Statistics
     tokens: Tokens
     rates: Rates
+    #: What waits by type, what runs, and how many watch.
+    queue: Shared[list[dict[str, Any]]]
+    running: Shared[list[dict[str, Any]]]
+    streams: Streams
     max_body: int
     allowed_hosts: frozenset[str]
     #: Other origins whose pages may use the API.
@@ -137,10 +143,6 @@ class Services:
     #: What ``/view_status`` shows of the settings, and every endpoint that is served.
     configuration: Mapping[str, Any] = field(default_factory=dict)
     endpoints: Sequence[type[Endpoint]] = ()
-    #: What waits by type, what runs, and how many watch.
-    queue: Any = None
-    running: Any = None
-    streams: Any = None
     #: Parameters of submits that applications have added.
     run_parameters: Sequence[RunParameter] = ()
     #: When this process began, as time and on the monotonic clock.
@@ -255,6 +257,11 @@ class Endpoint:
     def topics(self) -> Topics:
         """The topics of applications."""
         return Topics(self.manager.store, self.services.clock)
+
+    @property
+    def limited(self) -> bool:
+        """Whether some job types do not exist for whoever asks."""
+        return self.request.principal is not None and bool(self.request.principal.types)
 
     def sees(self, job_type: str) -> bool:
         """Return whether jobs of a type exist for whoever asks."""

@@ -42,14 +42,12 @@ from zerog.server.endpoint import (
     chosen,
     ranged,
 )
-from zerog.server.live import COMMENT_EVERY, EVERY
+from zerog.server.live import COMMENT, COMMENT_EVERY, EVERY, event, streamed
 from zerog.server.negotiation import choose
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
 
-#: Seconds between two comments that keep a silent event stream open.
-_COMMENT_EVERY = 15.0
 #: Seconds after which a client should ask again for data that are not there yet.
 _RETRY_AFTER = "1"
 YEAR = 31_536_000
@@ -226,12 +224,15 @@ def principal(endpoint: Endpoint) -> str:
 
 async def check_parents(endpoint: Endpoint, parents: Sequence[str]) -> None:
     """Refuse parents of types that do not exist for whoever asks; others are checked where the job is stored."""
-    if endpoint.request.principal is None or not endpoint.request.principal.types:
-        return
-    found = await endpoint.off_loop(endpoint.manager.get_many, list(parents))
-    for uuid, record in found.items():
-        if not endpoint.sees(record.job_type):
+    if endpoint.limited and parents:
+        for uuid in await endpoint.off_loop(hidden, endpoint, parents):
             raise UnknownParent(uuid)
+
+
+def hidden(endpoint: Endpoint, uuids: Sequence[str]) -> list[str]:
+    """Return those of the jobs that are of types which do not exist for whoever asks."""
+    found = endpoint.manager.get_many(list(uuids)) if endpoint.limited else {}
+    return [uuid for uuid, record in found.items() if not endpoint.sees(record.job_type)]
 
 
 def idempotency_key(endpoint: Endpoint) -> str | None:
@@ -488,7 +489,7 @@ class Prune(Endpoint):
         wanted = read_body(PruneBody, self.request.body)
         if wanted.type is not None:
             check_type(self, wanted.type)
-        elif self.request.principal is not None and self.request.principal.types:
+        elif self.limited:
             raise Forbidden("the token is limited to some job types: name one of them")
         done = await self.off_loop(self.manager.prune, wanted.after, wanted.type, wanted.olderThan)
         if done.position is None:
@@ -521,7 +522,7 @@ class Progress(OfJob):
     async def get(self) -> Answer:
         """Show progress at once, when it changes (``Prefer: wait``), or as a stream of events."""
         if self.request.offer == EVENTS:
-            return Answer(stream=self._stream(), media_type=EVENTS, headers={"Cache-Control": "no-store"})
+            return streamed(self._stream())
         view = views.progress(self.record)
         headers = {}
         known = self.request.headers.get("If-None-Match")
@@ -540,11 +541,11 @@ class Progress(OfJob):
         while True:
             view = views.progress(record)
             tag = views.etag(view).strip('"')
-            yield b"event: progress\nid: %s\ndata: %s\n\n" % (tag.encode(), codec.dumps(view))
+            yield event("progress", tag, codec.dumps(view))
             if record.terminal:
                 return
-            while (after := await self.services.watcher.next(record, _COMMENT_EVERY)) is record:
-                yield b": still here\n\n"
+            while (after := await self.services.watcher.next(record, COMMENT_EVERY)) is record:
+                yield COMMENT
             record = after
 
 
@@ -586,9 +587,7 @@ class Events(OfJob):
         """Page through the log of the job's events."""
         level = self.request.query["level"]
         if self.request.offer == EVENTS:
-            self.services.streams.check()
-            stream = self.services.streams.of(self._stream(level))
-            return Answer(stream=stream, media_type=EVENTS, headers={"Cache-Control": "no-store"})
+            return self.services.streams.answer(self._stream(level))
         scope = f"events/{self.record.uuid}?level={level}"
         page = await self.off_loop(self._read, level, scope)
         filters = {} if level is None else {"level": level}
@@ -603,14 +602,14 @@ class Events(OfJob):
         """Yield what the job says from now on, or after ``Last-Event-ID``, a page at a time, until it has ended."""
         known = self.request.headers.get("Last-Event-ID", "")
         after = int(known) if re.fullmatch("[0-9]{1,15}", known) else await self.off_loop(self._last)
-        yield b"event: change\nid: %d\ndata: []\n\n" % after
+        yield event("change", after, b"[]")
         silent = 0.0
         while True:
             ended = self.record.terminal
             page = await self.off_loop(self.manager.events, self.record.uuid, level, after, 100)
             if page.items:
                 after, silent = page.items[-1]["number"], 0.0
-                yield b"event: change\nid: %d\ndata: %s\n\n" % (after, codec.dumps(page.items))
+                yield event("change", after, codec.dumps(page.items))
                 continue
             if ended:
                 return
@@ -618,7 +617,7 @@ class Events(OfJob):
             silent += EVERY
             if silent >= COMMENT_EVERY:
                 silent = 0.0
-                yield b": still here\n\n"
+                yield COMMENT
 
     def _last(self) -> int:
         return self.manager.last_event(self.record.uuid)

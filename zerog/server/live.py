@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from zerog import codec, views
-from zerog.exceptions import QueueError, TooManyStreams, UnknownJob, ZerogError
-from zerog.record import JobRecord
+from zerog.exceptions import TooManyStreams, ZerogError
+from zerog.manager import Manager
 from zerog.server.endpoint import EVENTS, HTML, JSON, Answer, Endpoint
 
 T = TypeVar("T")
@@ -19,6 +18,20 @@ T = TypeVar("T")
 EVERY, COMMENT_EVERY = 1.0, 15.0
 #: Event streams that a process serves at once, beside those of progress.
 _STREAMS = 500
+
+
+#: What keeps a silent stream open.
+COMMENT = b": still here\n\n"
+
+
+def event(name: str, identity: str | int, data: bytes) -> bytes:
+    """Return one event of a stream; ``data`` is JSON on one line."""
+    return b"event: %s\nid: %s\ndata: %s\n\n" % (name.encode(), str(identity).encode(), data)
+
+
+def streamed(pieces: AsyncIterator[bytes]) -> Answer:
+    """Return the answer that is a stream of events."""
+    return Answer(stream=pieces, media_type=EVENTS, headers={"Cache-Control": "no-store"})
 
 
 class Shared(Generic[T]):
@@ -46,8 +59,7 @@ class Streams:
     def __init__(self) -> None:
         self._open = 0
 
-    async def of(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Yield the pieces of a stream that was let in."""
+    async def _counted(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         self._open += 1
         try:
             async for piece in pieces:
@@ -55,12 +67,13 @@ class Streams:
         finally:
             self._open -= 1
 
-    def check(self) -> None:
-        """Raise ``TooManyStreams`` if there are as many as there may be."""
+    def answer(self, pieces: AsyncIterator[bytes]) -> Answer:
+        """Return the answer that is a stream; ``TooManyStreams`` if there are as many as there may be."""
         if self._open >= _STREAMS:
             error = TooManyStreams(f"this process serves {_STREAMS} event streams already")
             error.headers["Retry-After"] = "5"
             raise error
+        return streamed(self._counted(pieces))
 
 
 class Watched(Endpoint):
@@ -76,9 +89,7 @@ class Watched(Endpoint):
         """Return it as JSON or as a page, or the stream of its changes."""
         if self.request.offer != EVENTS:
             return Answer(await self.view(), page=page)
-        self.services.streams.check()
-        stream = self.services.streams.of(self._changes())
-        return Answer(stream=stream, media_type=EVENTS, headers={"Cache-Control": "no-store"})
+        return self.services.streams.answer(self._changes())
 
     async def _changes(self) -> AsyncIterator[bytes]:
         """Yield an event for what is there now, and one whenever it is not the same any more."""
@@ -86,15 +97,15 @@ class Watched(Endpoint):
         while True:
             with suppress(ZerogError):  # an outage: what was seen last stays
                 body = codec.dumps(await self.view())
-                tag = hashlib.blake2b(body, digest_size=9).hexdigest()
+                tag = views.digest(body)
                 if tag != known:
-                    yield b"event: change\nid: %s\ndata: %s\n\n" % (tag.encode(), body)
+                    yield event("change", tag, body)
                     known, silent = tag, 0.0
             await asyncio.sleep(EVERY)
             silent += EVERY
             if silent >= COMMENT_EVERY:
                 silent = 0.0
-                yield b": still here\n\n"
+                yield COMMENT
 
 
 class Queue(Watched):
@@ -115,22 +126,12 @@ class Queue(Watched):
         return {"href": self.url, "available": all(one["queue"] is not None for one in seen), "items": seen}
 
 
-def queue_items(endpoint_services: Any) -> list[dict[str, Any]]:
+def queue_items(manager: Manager, job_types: Iterable[str]) -> list[dict[str, Any]]:
     """Return how much of each type waits, for how long the next one has been due, and its pause."""
-    manager, now = endpoint_services.manager, endpoint_services.clock.now()
     pauses = manager.pauses()
     items = []
-    for name in endpoint_services.registry.names:
+    for name in job_types:
         stats = manager.queue_stats_or_none(name) if not manager.queue_away else None
-        age = None
-        if stats is not None and stats.ready:
-            with suppress(QueueError, UnknownJob):
-                age = round(max(0.0, now - manager.get(manager.next_in_queue(name) or "").due_since), 1)
-        pause = pauses.get(name)
-        items.append(views.queued_type(name, stats, age, pause))
+        age = manager.next_has_waited(name, stats)
+        items.append(views.queued_type(name, stats, None if age is None else round(age, 1), pauses.get(name)))
     return items
-
-
-def running_items(records: Sequence[JobRecord]) -> list[dict[str, Any]]:
-    """Return what runs as it stands in a list."""
-    return [views.item(record) for record in records]

@@ -7,14 +7,13 @@ import os
 import socket
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import zerog
 from zerog import views
 from zerog.clock import to_iso
-from zerog.exceptions import DatastoreError, QueueError, UnknownJob
+from zerog.exceptions import DatastoreError
 from zerog.server.endpoint import Answer, Endpoint
 from zerog.statistics import Totals
 
@@ -136,9 +135,4 @@ class Metrics(Overview):
         stats = self.manager.queue_stats_or_none(job_type)
         if stats is None:
             return None, None
-        age = 0.0
-        if stats.ready:
-            with suppress(QueueError, UnknownJob):
-                record = self.manager.get(self.manager.next_in_queue(job_type) or "")
-                age = max(0.0, self.services.clock.now() - record.due_since)
-        return stats.ready + stats.delayed, age
+        return stats.ready + stats.delayed, self.manager.next_has_waited(job_type, stats) or 0.0

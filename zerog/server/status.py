@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 import zerog
 from zerog import views
@@ -99,45 +99,45 @@ class Ready(Endpoint):
         return True
 
 
-class Script(Endpoint):
+class Asset(Endpoint):
+    """Base of what the pages are made of: ``content``, as ``media_type``."""
+
+    content: ClassVar[bytes] = b""
+    media_type: ClassVar[str] = ""
+
+    async def get(self) -> Answer:
+        """Send it."""
+        return Answer(self.content, headers={"Cache-Control": "max-age=3600"}, media_type=self.media_type)
+
+
+class Script(Asset):
     """The script of the pages: they can be read without it."""
 
     name = "script"
     url = "/live.js"
     offers = ("text/javascript",)
     responses = {"GET": {200: ("the script", "Bytes")}}
-
-    async def get(self) -> Answer:
-        """Send the script."""
-        return Answer(
-            pages.SCRIPT, headers={"Cache-Control": "max-age=3600"}, media_type="text/javascript; charset=utf-8"
-        )
+    content, media_type = pages.SCRIPT, "text/javascript; charset=utf-8"
 
 
-class Icon(Endpoint):
+class Icon(Asset):
     """The icon of the pages."""
 
     name = "icon"
     url = "/icon.svg"
     offers = ("image/svg+xml",)
     responses = {"GET": {200: ("the icon", "Bytes")}}
-
-    async def get(self) -> Answer:
-        """Send the icon."""
-        return Answer(pages.ICON, headers={"Cache-Control": "max-age=3600"}, media_type="image/svg+xml")
+    content, media_type = pages.ICON, "image/svg+xml"
 
 
-class Style(Endpoint):
+class Style(Asset):
     """The style sheet of the pages."""
 
     name = "style"
     url = "/style.css"
     offers = ("text/css",)
     responses = {"GET": {200: ("the style sheet", "Bytes")}}
-
-    async def get(self) -> Answer:
-        """Send the style sheet."""
-        return Answer(pages.STYLE, headers={"Cache-Control": "max-age=3600"}, media_type="text/css; charset=utf-8")
+    content, media_type = pages.STYLE, "text/css; charset=utf-8"
 
 
 class Nothing(Endpoint):
