@@ -332,27 +332,30 @@ class Statistics:
         assert self._documents is not None
         try:
             document = self._documents.get(_INDEX)
-            return _Index(**codec.loads(document.body), cas=document.cas)
         except NotFound:
             return None
-        except (CorruptDocument, TypeError) as error:
-            raise StoreUnavailable(f"the index of the statistics cannot be read: {error}") from error
+        return _index(document.body, document.cas)
 
     def _change_index(self, change: Callable[[_Index], None]) -> _Index:
-        """Change the index in place, again when somebody else was faster; ``change`` may find its work done."""
+        """Change the index in place; ``change`` may find its work done."""
         assert self._documents is not None
-        for _ in range(_TRIES):
-            index = self._read_index() or _Index(secrets.token_hex(8), self._begun, {}, {})
+        index = _Index("", "", {}, {})
+
+        def changed(body: bytes | None) -> bytes:
+            nonlocal index
+            index = _index(body) if body is not None else _Index(secrets.token_hex(8), self._begun, {}, {})
             change(index)
-            try:
-                if index.cas is None:
-                    index.cas = self._documents.insert(_INDEX, index.document())
-                else:
-                    index.cas = self._documents.replace(_INDEX, index.document(), index.cas)
-                return index
-            except (Conflict, AlreadyExists, NotFound, StoreAmbiguous):
-                continue  # read again before deciding
-        raise StoreUnavailable("too many processes change the index of the statistics")
+            return index.document()
+
+        self._documents.change(_INDEX, changed)
+        return index
+
+
+def _index(body: bytes, cas: int | None = None) -> _Index:
+    try:
+        return _Index(**codec.loads(body), cas=cas)
+    except (CorruptDocument, TypeError) as error:
+        raise StoreUnavailable(f"the index of the statistics cannot be read: {error}") from error
 
 
 @dataclass(slots=True)

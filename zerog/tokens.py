@@ -16,16 +16,7 @@ from typing import Any
 from zerog import codec
 from zerog.clock import Clock, from_iso, to_iso
 from zerog.datastore.base import Documents
-from zerog.exceptions import (
-    AlreadyExists,
-    BadSetting,
-    Conflict,
-    CorruptDocument,
-    NotFound,
-    StoreAmbiguous,
-    StoreUnavailable,
-    UnknownToken,
-)
+from zerog.exceptions import BadSetting, CorruptDocument, NotFound, StoreUnavailable, UnknownToken
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +33,6 @@ ROLES = {
 _KEY = "tokens"
 #: Tokens that can be there: they stand in one document.
 _MOST = 1000
-_TRIES = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +94,10 @@ class Tokens:
 
     def look(self) -> None:
         """Read what the store has now; what is known stays known while it is away."""
-        found, cas = self._read()
+        found = self._read()
         # In this order: another thread must never see them on with the tokens of before, which are none.
-        self._known = found
-        if cas is not None and not self._on:
+        self._known = found or {}
+        if found is not None and not self._on:
             self._on = True
             logger.info("tokens are on")
 
@@ -151,39 +141,32 @@ class Tokens:
 
     def all(self) -> list[Token]:
         """Return all tokens, the oldest first."""
-        return sorted(self._read()[0].values(), key=lambda one: one.created_at)
+        return sorted((self._read() or {}).values(), key=lambda one: one.created_at)
 
-    def _read(self) -> tuple[dict[str, Token], int | None]:
+    def _read(self) -> dict[str, Token] | None:
+        """Return the tokens by digest; None as long as there were never any."""
         try:
-            document = self._documents.get(_KEY)
+            return _tokens(self._documents.get(_KEY).body)
         except NotFound:
-            return {}, None
-        try:
-            members = codec.loads(document.body)
-            tokens = {
-                digest: Token(
-                    one["id"], one["name"], tuple(one["roles"]), tuple(one["types"]), from_iso(one["createdAt"])
-                )
-                for digest, one in members["tokens"].items()
-            }
-        except (CorruptDocument, KeyError, TypeError, ValueError) as error:
-            raise StoreUnavailable(f"the tokens in the store cannot be read: {error}") from error
-        return tokens, document.cas
+            return None
 
     def _change(self, change: Callable[[dict[str, Token]], None]) -> None:
-        for _ in range(_TRIES):
-            tokens, cas = self._read()
+        def changed(body: bytes | None) -> bytes:
+            tokens = _tokens(body) if body is not None else {}
             change(tokens)
-            body = codec.dumps({"tokens": {digest: one.view() for digest, one in tokens.items()}})
-            try:
-                if cas is None:
-                    self._documents.insert(_KEY, body)
-                else:
-                    self._documents.replace(_KEY, body, cas)
-                return
-            except (Conflict, AlreadyExists, NotFound, StoreAmbiguous):
-                continue  # read again before deciding; the same digest is only there once
-        raise StoreUnavailable("too many change the tokens")
+            return codec.dumps({"tokens": {digest: one.view() for digest, one in tokens.items()}})
+
+        self._documents.change(_KEY, changed)
+
+
+def _tokens(body: bytes) -> dict[str, Token]:
+    try:
+        return {
+            digest: Token(one["id"], one["name"], tuple(one["roles"]), tuple(one["types"]), from_iso(one["createdAt"]))
+            for digest, one in codec.loads(body)["tokens"].items()
+        }
+    except (CorruptDocument, KeyError, TypeError, ValueError) as error:
+        raise StoreUnavailable(f"the tokens in the store cannot be read: {error}") from error
 
 
 def _digest(secret: str) -> str:

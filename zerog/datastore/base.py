@@ -21,11 +21,21 @@ Values are bytes: JSON objects for documents and log entries, anything for chunk
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from zerog.exceptions import DatastoreError
+from zerog.exceptions import (
+    AlreadyExists,
+    Conflict,
+    DatastoreError,
+    NotFound,
+    StoreAmbiguous,
+    StoreUnavailable,
+)
+
+#: How often a document that others change too is tried.
+_TRIES = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,30 @@ class Documents(ABC):
     @abstractmethod
     def remove(self, key: str, cas: int | None = None) -> None:
         """Remove a document; ``NotFound`` if there is none, ``Conflict`` if it is another version than ``cas``."""
+
+    def change(self, key: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Write what ``change`` makes of a document, or of its absence: again while somebody else is faster.
+
+        After an ambiguous answer it is read again before it is decided: ``change`` may find its work done.  When it
+        returns ``None`` nothing is written.  ``StoreUnavailable`` if too many others write.
+        """
+        for _ in range(_TRIES):
+            try:
+                document: Document | None = self.get(key)
+            except NotFound:
+                document = None
+            body = change(document.body if document is not None else None)
+            if body is None:
+                return
+            try:
+                if document is None:
+                    self.insert(key, body)
+                else:
+                    self.replace(key, body, document.cas)
+                return
+            except (Conflict, AlreadyExists, NotFound, StoreAmbiguous):
+                continue
+        raise StoreUnavailable(f"{key}: it is being changed by too many at once")
 
     @abstractmethod
     def probe(self) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from zerog import codec
 from zerog.clock import from_iso, to_iso
-from zerog.exceptions import AlreadyExists, Conflict, CorruptDocument, NotFound, StoreAmbiguous, StoreUnavailable
-from zerog.manager.records import CONFLICTS, Records
+from zerog.exceptions import CorruptDocument, NotFound
+from zerog.manager.records import Records
 
 _KEY = "pauses"
 
@@ -28,7 +28,10 @@ class Pausing(Records):
 
     def pauses(self) -> dict[str, Pause]:
         """Return the paused job types as they are in the store."""
-        return self._read_pauses()[0]
+        try:
+            return _pauses(self.store.get(_KEY).body)
+        except NotFound:
+            return {}
 
     def look_at_pauses(self) -> None:
         """Renew what this process knows of pauses; claims and the sweep go by that."""
@@ -54,38 +57,33 @@ class Pausing(Records):
         self.registry.get(job_type)
         self._change(lambda pauses: {name: one for name, one in pauses.items() if name != job_type})
 
-    def _read_pauses(self) -> tuple[dict[str, Pause], int | None]:
-        """Return the pauses and the cas of their document, which is ``None`` as long as there is none."""
-        try:
-            document = self.store.get(_KEY)
-        except NotFound:
-            return {}, None
-        try:
-            types = codec.loads(document.body)["types"]
-            pauses = {name: Pause(one["by"], from_iso(one["at"]), one.get("message")) for name, one in types.items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptDocument(f"no document of pauses: {error}") from error
-        return pauses, document.cas
-
     def _change(self, change: Callable[[Mapping[str, Pause]], dict[str, Pause]]) -> dict[str, Pause]:
-        for _ in range(CONFLICTS):
-            before, cas = self._read_pauses()
-            after = change(before)
-            try:
-                if after != before:
-                    self._write_pauses(after, cas)
-            except (Conflict, AlreadyExists, StoreAmbiguous):
-                continue
-            self.paused = frozenset(after)
-            if after != before:
-                self.tell_agents((one.name for one in self.fleet.living()), "pauses")
-            return after
-        raise StoreUnavailable("the pauses are being changed by too many at once")
+        before: dict[str, Pause] = {}
+        after: dict[str, Pause] = {}
 
-    def _write_pauses(self, pauses: Mapping[str, Pause], cas: int | None) -> None:
-        types: dict[str, Any] = {name: {**asdict(one), "at": to_iso(one.at)} for name, one in pauses.items()}
-        body = codec.dumps({"types": types, "schema": 1})
-        if cas is None:
-            self.store.insert(_KEY, body)
-        else:
-            self.store.replace(_KEY, body, cas)
+        def changed(body: bytes | None) -> bytes | None:
+            nonlocal before, after
+            before = _pauses(body)
+            after = change(before)
+            return _document(after) if after != before else None
+
+        self.store.change(_KEY, changed)
+        self.paused = frozenset(after)
+        if after != before:
+            self.tell_agents((one.name for one in self.fleet.living()), "pauses")
+        return after
+
+
+def _pauses(body: bytes | None) -> dict[str, Pause]:
+    if body is None:
+        return {}
+    try:
+        types = codec.loads(body)["types"]
+        return {name: Pause(one["by"], from_iso(one["at"]), one.get("message")) for name, one in types.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptDocument(f"no document of pauses: {error}") from error
+
+
+def _document(pauses: Mapping[str, Pause]) -> bytes:
+    types: dict[str, Any] = {name: {**asdict(one), "at": to_iso(one.at)} for name, one in pauses.items()}
+    return codec.dumps({"types": types, "schema": 1})

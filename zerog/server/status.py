@@ -106,7 +106,7 @@ class Asset(Endpoint):
     media_type: ClassVar[str] = ""
 
     async def get(self) -> Answer:
-        """Send it."""
+        """Send the file."""
         return Answer(self.content, headers={"Cache-Control": "max-age=3600"}, media_type=self.media_type)
 
 
