@@ -96,23 +96,44 @@ class Process:
             pytest.fail(f"{self.arguments} did not end within {seconds} s; its log:\n{self.log.read_text()[-3000:]}")
 
 
-class Beanstalkd:
+def program(name: str) -> str:
+    """Return the path of a command, which may be one for administrators."""
+    found = shutil.which(name) or shutil.which(name, path="/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin")
+    if found is None:
+        missing(name)
+    return str(found)
+
+
+class Service:
+    """A server that a test starts and ends."""
+
+    process: Process | None = None
+
+    def stop(self) -> None:
+        """End it now; may be called twice."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.signal(number)
+
+
+class Beanstalkd(Service):
     """A beanstalkd on a free port; ``durable`` gives it a binlog with a sync for each put."""
 
     def __init__(self, folder: Path, durable: bool = False) -> None:
-        program = shutil.which("beanstalkd") or shutil.which("beanstalkd", path="/usr/bin:/usr/sbin:/usr/local/bin")
-        if program is None:
-            missing("beanstalkd")
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.address = ("127.0.0.1", self.port)
         self.url = f"beanstalk://127.0.0.1:{self.port}"
-        self._arguments = [str(program), "-l", "127.0.0.1", "-p", str(self.port)]
+        self._arguments = [program("beanstalkd"), "-l", "127.0.0.1", "-p", str(self.port)]
         self._folder = folder
         if durable:
             (folder / "binlog").mkdir(exist_ok=True)
             self._arguments += ["-b", str(folder / "binlog"), "-f0"]
-        self.process: Process | None = None
 
     def start(self) -> Beanstalkd:
         """Start it and wait until it answers."""
@@ -120,38 +141,33 @@ class Beanstalkd:
         wait_until(lambda: connects(self.port), what="beanstalkd")
         return self
 
-    def stop(self) -> None:
-        """End it now; may be called twice."""
-        process, self.process = self.process, None
-        if process is not None:
-            process.kill()
-
     def restart(self) -> None:
         """End it now and start it again on the same port."""
         self.stop()
         self.start()
 
-    def signal(self, number: int) -> None:
-        """Send it a signal."""
-        assert self.process is not None
-        self.process.signal(number)
 
-
-class Memcached:
+class Memcached(Service):
     """A memcached on a free port."""
 
     def __init__(self, folder: Path) -> None:
-        program = shutil.which("memcached") or shutil.which("memcached", path="/usr/bin:/usr/sbin:/usr/local/bin")
-        if program is None:
-            missing("memcached")
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.address = ("127.0.0.1", self.port)
         self.url = f"memcached://127.0.0.1:{self.port}"
         # As root it wants to be told who to be.
-        self._arguments = [str(program), "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-u", getpass.getuser()]
+        self._arguments = [
+            program("memcached"),
+            "-l",
+            "127.0.0.1",
+            "-p",
+            str(self.port),
+            "-U",
+            "0",
+            "-u",
+            getpass.getuser(),
+        ]
         self._folder = folder
-        self.process: Process | None = None
 
     def start(self) -> Memcached:
         """Start it and wait until it answers."""
@@ -159,19 +175,8 @@ class Memcached:
         wait_until(lambda: connects(self.port), what="memcached")
         return self
 
-    def stop(self) -> None:
-        """End it now; may be called twice."""
-        process, self.process = self.process, None
-        if process is not None:
-            process.kill()
 
-    def signal(self, number: int) -> None:
-        """Send it a signal."""
-        assert self.process is not None
-        self.process.signal(number)
-
-
-class CouchbaseServer:
+class CouchbaseServer(Service):
     """Couchbase's own test server with one bucket; what it keeps is gone when it stops."""
 
     bucket = "zerog"
@@ -185,7 +190,6 @@ class CouchbaseServer:
         self._java = str(java)
         self.port = free_port()
         self.kv_port = 0
-        self.process: Process | None = None
 
     def start(self) -> CouchbaseServer:
         """Start it and wait until it answers."""
@@ -201,17 +205,6 @@ class CouchbaseServer:
     def url(self) -> str:
         """The URL for the setting ``datastore``."""
         return f"couchbase://tester@127.0.0.1:{self.kv_port}/{self.bucket}"
-
-    def stop(self) -> None:
-        """End it now; may be called twice."""
-        process, self.process = self.process, None
-        if process is not None:
-            process.kill()
-
-    def signal(self, number: int) -> None:
-        """Send it a signal."""
-        assert self.process is not None
-        self.process.signal(number)
 
     def _find_port(self) -> int:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/pools/default/buckets/{self.bucket}")
@@ -229,13 +222,10 @@ def connects(port: int) -> bool:
     return False
 
 
-class Nginx:
+class Nginx(Service):
     """An nginx with the configuration of ``conf/nginx.conf``, on a free port, before some servers."""
 
     def __init__(self, folder: Path, ports: list[int]) -> None:
-        program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-        if program is None:
-            missing("nginx")
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -253,9 +243,8 @@ class Nginx:
             f"daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log; "
             f"events {{}} http {{ access_log off; {temporary}\n{text}\n}}\n"
         )
-        self._arguments = [str(program), "-c", str(configuration), "-p", str(folder)]
+        self._arguments = [program("nginx"), "-c", str(configuration), "-p", str(folder)]
         self._folder = folder
-        self.process: Process | None = None
 
     def start(self) -> Nginx:
         """Start it and wait until it answers."""

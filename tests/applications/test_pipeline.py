@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.deployment import Deployment
+from tests.deployment import Deployment, answers
 from tests.services import ROOT, Beanstalkd, CouchbaseServer, free_port, wait_until
 
 pytestmark = pytest.mark.requirement("G1", "G2", "G3", "G9", "G10", "G17")
@@ -54,13 +54,6 @@ def masters(
         made.close()
         if queue is not None:
             queue.stop()
-
-
-def answers(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.deployment import Deployment, alive
+from tests.deployment import Deployment, alive, answers
 from tests.services import Beanstalkd, Memcached, Nginx, Process, free_port, wait_until
 from zerog.client import Client, Job
 
@@ -122,13 +122,6 @@ def masters(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[De
         made.close()
         if memcached is not None:
             memcached.stop()
-
-
-def answers(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 def after_quiet(url: str) -> dict[str, Any]:
