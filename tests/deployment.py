@@ -145,6 +145,13 @@ class Deployment:
 
         return wait_until(there, seconds, f"{members} of job {uuid}; agent:\n{self.log()[-3000:]}")
 
+    def wait_for_ledger(self, ledger: Path, uuid: str, attempt: int = 1) -> None:
+        """Wait until the job has written that it began: "running" is written before, and a kill may come between."""
+        wait_until(
+            lambda: ledger.exists() and f"{uuid} {attempt}" in ledger.read_text().splitlines(),
+            what=f"attempt {attempt} of job {uuid} in its ledger",
+        )
+
     def info(self, uuid: str) -> dict[str, Any]:
         """Return progress and what happened."""
         answer: dict[str, Any] = self.client.get(f"/jobs/{uuid}/info").json()

@@ -189,6 +189,7 @@ def test_the_job_of_a_killed_agent_is_taken_over_at_once(
             wait_until(lambda: zerog.log().count(" serves ") == 2, 30, "both agents")
         uuid = zerog.submit("ledger", {"path": str(ledger), "seconds": 4})
         name = zerog.wait_for(uuid, state="running")["agent"]
+        zerog.wait_for_ledger(ledger, uuid)
         victim = next(agent for agent in zerog.agents if f"-{agent.pid}-" in name)
         zerog.agents.remove(victim)
         victim.signal(signal.SIGKILL)

@@ -85,23 +85,22 @@ def test_failures_and_requeues_go_their_way(deployment: Deployment) -> None:
 
 @pytest.mark.requirement("Z6", "Z9", "Z14")
 def test_kills_and_restarts_between_the_steps_lose_nothing(deployment: Deployment, tmp_path: Path) -> None:
-    ledger = str(tmp_path / "ledger")
+    ledger = tmp_path / "ledger"
     deployment.agents.pop().kill()
-    first = deployment.submit("ledger", {"path": ledger})
+    first = deployment.submit("ledger", {"path": str(ledger)})
     deployment.restart_server()
     if deployment.beanstalkd is not None:
         deployment.beanstalkd.restart()
     deployment.start_agent()
     assert deployment.wait(first)["state"] == "succeeded"
-    second = deployment.submit("ledger", {"path": ledger, "seconds": 2})
-    deployment.wait_for(second, state="running")
+    second = deployment.submit("ledger", {"path": str(ledger), "seconds": 2})
+    deployment.wait_for_ledger(ledger, second)
     deployment.restart_agent()
     deployment.restart_server()
     record = deployment.wait(second, 60)
     assert (record["state"], record["attempt"]) == ("succeeded", 2)
     assert record["counters"] == {"errors": 0, "crashes": 0, "losses": 1}
-    lines = Path(ledger).read_text().splitlines()
-    assert lines == [f"{first} 1", f"{second} 1", f"{second} 2"]
+    assert ledger.read_text().splitlines() == [f"{first} 1", f"{second} 1", f"{second} 2"]
     assert [error["reason"] for error in deployment.info(second)["errors"]] == ["lost"]
 
 
