@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -11,8 +11,23 @@ from pydantic import BaseModel
 
 from zerog.cli import main
 from zerog.config import SETTINGS
+from zerog.server.endpoint import Endpoint
+from zerog.server.problems import problems
 from zerog.server.routes import ENDPOINTS
 
+Problems = Mapping[int, Sequence[str]]
+
+
+class _Body(Endpoint):
+    """An operation that has nothing of its own but a body of JSON."""
+
+    takes_json = ("POST",)
+
+
+#: What operations answer that have nothing of their own.
+_EVERYWHERE = problems(Endpoint, "GET")
+_CHANGING = problems(Endpoint, "POST")
+_WITH_BODY = problems(_Body, "POST")
 _BOUNDS = {"minimum": "from", "maximum": "up to", "exclusiveMaximum": "below"}
 
 
@@ -40,18 +55,43 @@ def _settings() -> Iterator[str]:
 def _endpoints() -> Iterator[str]:
     yield from _title("Endpoints", "-")
     yield ""
+    yield "Errors are problem documents (RFC 9457).  Every operation can answer these:"
+    yield ""
+    yield from _problems(_EVERYWHERE, {}, "* ")
+    yield ""
+    yield "Those that change something these too:"
+    yield ""
+    yield from _problems(_CHANGING, _EVERYWHERE, "* ")
+    yield ""
+    yield "Those with a body of JSON these too:"
+    yield ""
+    yield from _problems(_WITH_BODY, _CHANGING, "* ")
+    yield ""
+    yield "Each names below what it can answer beside them."
+    yield ""
     for endpoint in ENDPOINTS:
         for method in endpoint.methods():
             yield f"``{method} {endpoint.url}``"
             yield f"    {(getattr(endpoint, method.lower()).__doc__ or '').splitlines()[0]}"
             yield ""
+            role = "nobody's token is needed" if endpoint.public else f"role ``{endpoint.needed_role(method)}``"
+            yield f"    * {role}; offers {', '.join(f'``{one}``' for one in endpoint.offers)}"
             for parameter in endpoint.parameters.get(method, ()):
                 yield f"    * query ``{parameter.name}``: {parameter.description}"
             if method in endpoint.bodies:
                 yield from _members(endpoint.bodies[method])
             for status, (meaning, _) in endpoint.responses.get(method, {}).items():
                 yield f"    * {status}: {meaning}"
+            said = _WITH_BODY if endpoint.reads_json(method) else _EVERYWHERE if method == "GET" else _CHANGING
+            yield from _problems(problems(endpoint, method), said, "    * ")
             yield ""
+
+
+def _problems(found: Problems, said: Problems, start: str) -> Iterator[str]:
+    for status, codes in found.items():
+        own = [f"``{code}``" for code in codes if code not in said.get(status, ())]
+        if own:
+            yield f"{start}{status}: {', '.join(own)}"
 
 
 def _members(body: type[BaseModel]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.described import check_described
 from tests.services import ROOT, Beanstalkd, CouchbaseServer, Process, free_port, wait_until
 
 TERMINAL = ("succeeded", "failed", "cancelled")
@@ -55,7 +56,7 @@ class Deployment:
         }
         self.server: Process | None = None
         self.agents: list[Process] = []
-        self.client = httpx.Client(base_url=self.url, timeout=70)
+        self.client = httpx.Client(base_url=self.url, timeout=70, event_hooks={"response": [check_described]})
 
     # Processes
 

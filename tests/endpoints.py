@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -74,6 +75,30 @@ class Slow(zerog.server.Endpoint):
         """Wait."""
         time.sleep(parameters.seconds)  # what the test asked for
         return {"waited": parameters.seconds}
+
+
+class Subject(BaseModel):
+    """What becomes of what is watched."""
+
+    goes: bool = False
+
+
+class Ends(zerog.server.Endpoint):
+    """A stream whose subject goes away meanwhile."""
+
+    name = "stream that ends"
+    url = "/ends"
+    offers = ("text/event-stream",)
+    parameters = Subject
+
+    async def get(self, subject: Subject) -> Answer:
+        """Say something, and find then, perhaps, that there is nothing any more."""
+        return Answer(stream=self._pieces(subject.goes), media_type="text/event-stream")
+
+    async def _pieces(self, goes: bool) -> AsyncIterator[bytes]:
+        yield b"data: 1\n\n"
+        if goes:
+            raise Problem(404, "it is gone", "gone")
 
 
 class Broken(zerog.server.Endpoint):

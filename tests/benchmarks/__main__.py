@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,8 @@ SECONDS = 4
 JOBS = 5000
 #: Jobs that wait while the sweep is measured, and seconds between two sweeps: the default.
 BACKLOG, REST = 100_000, 30
+#: Requests that wait in a slow endpoint while the others are timed: more than have a thread there.
+HELD = 50
 
 
 class Row:
@@ -368,9 +371,57 @@ def cpu_seconds(made: Deployment, url: str, post: bool = False) -> float:
     return (sum(sum(one.cpu_times()[:2]) for one in family) - before) / requests
 
 
+def slow(folder: Path, runs: int) -> list[Row]:
+    """What 50 connections that ask all the time wait for at most, while one endpoint waits for its store."""
+    quiet: dict[str, list[float]] = {"GET progress": [], "submit": []}
+    beside: dict[str, list[float]] = {"GET progress": [], "submit": []}
+    with ExitStack() as stack:
+        made = Deployment(folder / "slow", applications="workers.examples,tests", lease="30", sweep="30", grace="5")
+        stack.callback(made.close)
+        made.start_server()
+        uuid = made.submit("resize", {"path": "a"})
+        for _ in range(runs):
+            for name, (url, post) in {
+                "GET progress": (f"{made.url}/jobs/{uuid}/progress", False),
+                "submit": (f"{made.url}/run/resize", True),
+            }.items():
+                quiet[name].append(p99(url, post))
+                with ThreadPoolExecutor(HELD) as pool:
+                    waiting = [pool.submit(httpx.get, f"{made.url}/slow?seconds=8", timeout=60) for _ in range(HELD)]
+                    beside[name].append(p99(url, post))
+                    if any(one.done() for one in waiting):
+                        raise SystemExit("the slow requests were not there to the end")
+    return [
+        Row(
+            f"p99 of a {name}, 50 at once, {HELD} in a slow endpoint, beside none there",
+            f"{statistics.median(beside[name]):.1f} ms",
+            f"{statistics.median(quiet[name]):.1f} ms",
+            statistics.median(beside[name]) / statistics.median(quiet[name]),
+            "< 100 ms",
+        )
+        for name in quiet
+    ]
+
+
+def p99(url: str, post: bool) -> float:
+    """Return the milliseconds within which 99 of 100 requests of 50 connections were answered."""
+    arguments = [
+        "wrk",
+        "-t1",
+        "-c50",
+        f"-d{SECONDS}s",
+        "--latency",
+        *(["-s", str(BASELINES / "post.lua")] if post else []),
+    ]
+    text = subprocess.run([*arguments, url], check=True, capture_output=True, text=True, timeout=60).stdout
+    found = re.search(r"99%\s+([\d.]+)(us|ms|s)", text)
+    assert found is not None and "Non-2xx" not in text, text
+    return float(found.group(1)) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found.group(2)]
+
+
 BENCHMARKS: dict[str, Callable[[Path, int], list[Row]]] = {
     "http": http, "drain": drain, "latency": latency, "idle": idle, "couchbase": couchbase, "sweep": sweep,
-    "masters": masters,
+    "masters": masters, "slow": slow,
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.deployment import Deployment
+from tests.services import wait_until
 from zerog.exceptions import BadSetting
 from zerog.server import applications
 
@@ -72,6 +73,14 @@ def test_a_defect_is_500_without_its_text_and_a_problem_is_what_it_says(zerog: D
     refused = zerog.client.put("/broken-endpoint")
     assert (refused.status_code, refused.json()["code"], refused.json()["detail"]) == (409, "asked_for", "as was asked")
     assert refused.headers["content-type"].startswith("application/problem+json")
+
+
+def test_a_stream_whose_subject_goes_away_is_cut_short_without_a_defect(zerog: Deployment) -> None:
+    with pytest.raises(httpx.RemoteProtocolError), zerog.client.stream("GET", "/ends?goes=true") as stream:
+        for line in stream.iter_lines():
+            assert line in ("data: 1", "")
+    wait_until(lambda: "stream ended: /ends: it is gone" in zerog.log("server"), what="the line in the log")
+    assert "stream failed" not in zerog.log("server")
 
 
 def test_they_are_described_and_counted(zerog: Deployment) -> None:

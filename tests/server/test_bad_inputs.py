@@ -26,7 +26,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     made = Deployment(tmp_path_factory.mktemp("door"), idle_timeout="2", max_body="64KiB")
     # No connection is used twice: one that was idle for two seconds is closed just when the next request comes.
     made.client.close()
-    made.client = httpx.Client(base_url=made.url, timeout=70, limits=httpx.Limits(max_keepalive_connections=0))
+    limits, hooks = httpx.Limits(max_keepalive_connections=0), made.client.event_hooks
+    made.client = httpx.Client(base_url=made.url, timeout=70, limits=limits, event_hooks=hooks)
     try:
         made.start_server()
         yield made

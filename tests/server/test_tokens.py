@@ -22,10 +22,14 @@ from tests.deployment import Deployment
 from tests.services import ROOT, CouchbaseServer, free_port, wait_until
 from zerog.client import Client
 from zerog.exceptions import Forbidden, ServerUnreachable, Unauthenticated, UnknownJob
+from zerog.server.applications import endpoints
 from zerog.server.routes import ENDPOINTS
 from zerog.tokens import ROLES
 
 pytestmark = pytest.mark.requirement("G16", "G18", "M26")
+
+#: Applications whose endpoints are served beside ZeroG's own.
+APPLICATIONS = ("workers.examples", "tests", "workers.pipeline")
 
 
 def command(zerog: Deployment, *arguments: str, status: int = 0, **environment: str) -> str:
@@ -54,7 +58,7 @@ def bearer(token: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def zerog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A server and an agent; tokens are on, one for each role and one that has them all."""
-    made = Deployment(tmp_path_factory.mktemp("tokens"))
+    made = Deployment(tmp_path_factory.mktemp("tokens"), applications=",".join(APPLICATIONS))
     try:
         made.start()
         yield made
@@ -72,10 +76,30 @@ def tokens(zerog: Deployment) -> dict[str, str]:
 
 
 def filled(url: str) -> str:
-    return url.replace("{uuid}", "00000000-0000-4000-8000-000000000000").replace("{jobType}", "noop")
+    url = url.replace("{uuid}", "00000000-0000-4000-8000-000000000000").replace("{jobType}", "noop")
+    return url.replace("{name}", "name").replace("{number}", "1")
 
 
-ROUTES = [(method, endpoint) for endpoint in ENDPOINTS for method in (*endpoint.methods(), "OPTIONS")]
+ALL = (*ENDPOINTS, *endpoints(APPLICATIONS))
+ROUTES = [(method, endpoint) for endpoint in ALL for method in (*endpoint.methods(), "OPTIONS")]
+
+
+def test_the_walk_looks_at_every_operation_that_the_server_has(zerog: Deployment, tokens: dict[str, str]) -> None:
+    """What a running server describes, and what its router answers, is what the next test walks; and nothing else."""
+    described = zerog.client.get("/openapi.json", headers=bearer(tokens["read"])).json()["paths"]
+    found = {(method.upper(), path) for path, operations in described.items() for method in operations}
+    types = {f"/run/{one['jobType']}" for one in described_types(zerog, tokens)}
+    walked = {(method, endpoint.url) for method, endpoint in ROUTES if method != "OPTIONS"}
+    assert found == walked | {("POST", path) for path in types}
+    shown = zerog.client.get("/view_status", headers=bearer(tokens["read"])).json()["endpoints"]
+    assert {one["url"] for one in shown} == {endpoint.url for _, endpoint in ROUTES}
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"):
+        assert zerog.client.request(method, "/nowhere").status_code == 401, "nor does it say what is not there"
+
+
+def described_types(zerog: Deployment, tokens: dict[str, str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = zerog.client.get("/types", headers=bearer(tokens["read"])).json()["items"]
+    return found
 
 
 @pytest.mark.parametrize(("method", "endpoint"), ROUTES, ids=lambda one: one if isinstance(one, str) else one.url)
@@ -195,8 +219,27 @@ def test_a_revoked_token_ends_within_five_seconds_and_tokens_stay_on(zerog: Depl
     assert made["token"] not in str(listed) and made["id"] in {one["id"] for one in listed}
     command(zerog, "token", "revoke", made["id"])
     wait_until(lambda: zerog.client.get("/types", headers=headers).status_code == 401, 5, "it is revoked")
-    assert "unknown" in command(zerog, "token", "revoke", made["id"], status=4).lower() + "unknown"
+    assert "no token" in command(zerog, "token", "revoke", made["id"], status=4)
     assert made["token"] not in zerog.log("server")
+
+
+def test_a_stream_ends_with_its_token(zerog: Deployment, tokens: dict[str, str]) -> None:
+    made = create(zerog, "watcher", "read")
+    headers = {**bearer(made["token"]), "Accept": "text/event-stream"}
+    wait_until(lambda: zerog.client.get("/types", headers=bearer(made["token"])).status_code == 200, 5)
+    with zerog.client.stream("GET", "/queue", headers=headers) as stream:
+        lines = stream.iter_lines()
+        assert next(line for line in lines if line.startswith("event: change"))
+        command(zerog, "token", "revoke", made["id"])
+        wait_until(lambda: zerog.client.get("/types", headers=bearer(made["token"])).status_code == 401, 5)
+        zerog.client.post("/types/noop/pause", headers=bearer(tokens["operate"]))
+        try:
+            with pytest.raises(httpx.RemoteProtocolError):
+                rest = list(lines)
+                pytest.fail(f"the stream went on, or ended as if it were whole: {rest}")
+        finally:
+            zerog.client.post("/types/noop/resume", headers=bearer(tokens["operate"]))
+    assert "stream ended: /queue" in zerog.log("server") and "stream failed" not in zerog.log("server")
 
 
 @pytest.mark.parametrize(

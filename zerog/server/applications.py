@@ -9,8 +9,8 @@ from types import ModuleType
 
 from zerog.exceptions import BadSetting
 from zerog.server.endpoint import Endpoint, RunParameter
-from zerog.server.jobs import Run
 from zerog.server.routes import ENDPOINTS, pattern
+from zerog.server.run import Run
 
 
 def endpoints(applications: Sequence[str]) -> list[type[Endpoint]]:

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from zerog import codec, views
-from zerog.exceptions import InvalidParameters, StoreUnavailable, UnknownParent, ZerogError
+from zerog.exceptions import IdempotencyKeyReused, InvalidParameters, StoreUnavailable, UnknownParent, ZerogError
 from zerog.manager import BatchItem, Options, Submission, Submitted
 from zerog.registry import read_body
 from zerog.server.endpoint import Answer, Endpoint
-from zerog.server.jobs import YEAR, checked_moment, hidden, idempotency_key, may_submit, parse_moment, principal
+from zerog.server.run import YEAR, checked_moment, hidden, idempotency_key, may_submit, parse_moment, principal
 
 _MOST = 1000
 
@@ -45,6 +45,7 @@ class RunBatch(Endpoint):
             422: ("none was accepted; why, for each", "Batch"),
         }
     }
+    problems: ClassVar = {"POST": (IdempotencyKeyReused,)}
 
     async def find(self) -> None:
         """Refuse a job type that nobody knows, or that the token does not allow."""

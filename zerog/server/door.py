@@ -30,6 +30,7 @@ from zerog.exceptions import (
     MethodNotAllowed,
     Misdirected,
     NotAcceptable,
+    RequestError,
     StoreUnavailable,
     Unauthenticated,
     UnknownJob,
@@ -168,6 +169,11 @@ class Door(tornado.web.RequestHandler):
         role = self._endpoint.needed_role(method)
         if not self._principal.may(role):
             raise Forbidden(f"this needs a token with the role {role}")
+
+    def _check_still_allowed(self) -> None:
+        """Refuse the rest of a stream to who may not have it any more: the token is revoked, or tokens are on now."""
+        if self._authenticate() != self._principal:
+            raise Unauthenticated()
 
     def _check_origin(self) -> None:
         headers = self.request.headers
@@ -420,11 +426,17 @@ class Door(tornado.web.RequestHandler):
             await self.flush()  # so that the client knows at once that it is heard
         try:
             async for piece in answer.stream:
+                if answer.media_type == EVENTS:
+                    self._check_still_allowed()
                 self.write(piece)
                 await self.flush()
             await self.finish()
         except StreamClosedError:
             return  # the client has gone
+        except (RequestError, StoreUnavailable) as error:
+            # The token was revoked, the job pruned, or the store has gone: whoever asks again is told.
+            logger.info("stream ended: %s: %s", codec.printable(self.request.path, 200), error)
+            self.close_stream()
         except Exception:
             # The status has gone out: only a connection cut short can still say that the data are not whole.
             logger.exception("stream failed: %s", codec.printable(self.request.path, 200))

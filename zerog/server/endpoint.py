@@ -31,7 +31,7 @@ from pydantic import BaseModel, ValidationError
 
 from zerog import codec
 from zerog.clock import Clock
-from zerog.exceptions import InvalidParameter, UnknownJob
+from zerog.exceptions import InvalidParameter, UnknownJob, ZerogError
 from zerog.manager import Manager, Submission, Submitted
 from zerog.record import JobRecord
 from zerog.registry import Registry, read_body
@@ -196,8 +196,10 @@ class Endpoint:
     role: ClassVar[str | Mapping[str, str] | None] = None
     #: Whether anybody may ask, also where tokens are on.
     public: ClassVar[bool] = False
-    #: What the methods answer, for the description: method → status → (description, schema name, media types).
+    #: What the methods answer, for the description: method → status → (description, schema name).
     responses: ClassVar[Mapping[str, Mapping[int, tuple[str, str | None]]]] = {}
+    #: The problems that the methods answer, beside those of every operation: errors, or a status and a code.
+    problems: ClassVar[Mapping[str, Sequence[type[ZerogError] | tuple[int, str]]]] = {}
 
     @classmethod
     def model(cls, method: str) -> type[BaseModel] | None:

@@ -68,3 +68,8 @@ def _quality(parameters: Sequence[str]) -> float:
             except ValueError:
                 return 0.0
     return 1.0
+
+
+def matches(header: str, tag: str) -> bool:
+    """Return whether an If-None-Match header names this tag, by the weak comparison."""
+    return header.strip() == "*" or tag in {part.strip().removeprefix("W/") for part in header.split(",")}

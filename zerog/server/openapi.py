@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import zerog
@@ -11,7 +11,8 @@ from zerog import views
 from zerog.exceptions import ZerogError, tree
 from zerog.record import State
 from zerog.registry import Registry
-from zerog.server.endpoint import EVENTS, HTML, JSON, PROBLEM, Answer, Endpoint
+from zerog.server.endpoint import ANY, EVENTS, HTML, JSON, PROBLEM, Answer, Endpoint
+from zerog.server.problems import problems
 
 
 def _object(properties: Mapping[str, Any], required: Iterable[str] | None = None) -> dict[str, Any]:
@@ -45,6 +46,7 @@ _ITEM = {**_PROGRESS, "number": {"type": "integer", "minimum": 0}, "createdAt": 
 _TIMES = {"startedAt": _nullable("string", format="date-time"), "finishedAt": _nullable("string", format="date-time")}
 _COUNTERS = _object({"errors": _COUNT, "crashes": _COUNT, "losses": _COUNT})
 _REFERENCE = _object({"href": _HREF})
+_PROBLEM = {"$ref": "#/components/schemas/Problem"}
 #: How many there are is null where nobody has counted them.
 _COUNTED = _object(
     {"href": _HREF, "count": _nullable("integer"), "items": {"type": "array", "items": _object(_ITEM)}},
@@ -386,12 +388,24 @@ def _responses(endpoint: type[Endpoint], method: str) -> dict[str, Any]:
     responses = {str(status): _response(endpoint, status, *what) for status, what in described.items()}
     if not responses:
         responses["200"] = {"description": "the answer", "content": {offer: {} for offer in endpoint.offers}}
-    problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    for status, codes in problems(endpoint, method).items():
+        refusal = _refusal(codes)
+        answer = responses.setdefault(str(status), {"description": refusal["description"], "content": {}})
+        answer["content"] = {**refusal["content"], **answer["content"]}
     responses["default"] = {
-        "description": "an error, as a problem document",
-        "content": {PROBLEM: problem, HTML: {"schema": {"type": "string"}}},
+        "description": "any other error, as a problem document",
+        "content": {PROBLEM: {"schema": _PROBLEM}, HTML: {"schema": {"type": "string"}}},
     }
     return responses
+
+
+def _refusal(codes: Sequence[str]) -> dict[str, Any]:
+    """Return the response that is a problem with one of some codes."""
+    schema = {"allOf": [_PROBLEM, {"properties": {"code": {"enum": list(codes)}}}]}
+    return {
+        "description": "a problem: " + ", ".join(codes),
+        "content": {PROBLEM: {"schema": schema}, HTML: {"schema": {"type": "string"}}},
+    }
 
 
 def _response(endpoint: type[Endpoint], status: int, description: str, schema: str | None) -> dict[str, Any]:
@@ -399,11 +413,11 @@ def _response(endpoint: type[Endpoint], status: int, description: str, schema: s
     if schema is None:
         return answer
     if schema == "Bytes":
-        offer = endpoint.offers[0] if endpoint.offers[0] != "*/*" else "*/*"
+        offer = endpoint.offers[0]
         answer["content"] = {offer: {}}
         return answer
     content: dict[str, Any] = {}
-    types = (PROBLEM, HTML) if schema == "Problem" else endpoint.offers if endpoint.offers != ("*/*",) else (JSON, HTML)
+    types = endpoint.offers if endpoint.offers != ANY else (JSON, HTML)
     for media_type in types:
         if media_type in (HTML, EVENTS):
             content[media_type] = {"schema": {"type": "string"}}

@@ -8,8 +8,8 @@ from typing import Any
 from zerog import views
 from zerog.manager import Page
 from zerog.record import JobRecord
+from zerog.server.collection import CURSOR, LIMIT, OfJob, collection, expand_parameter
 from zerog.server.endpoint import Answer
-from zerog.server.jobs import CURSOR, LIMIT, OfJob, collection, expand_parameter
 
 #: Children that are counted; of more it is only said that there are.
 _COUNTED = 1000

@@ -5,31 +5,44 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from zerog.server import batch, jobs, live, openapi, overview, relationships, status
+from zerog.server import (
+    batch,
+    data,
+    jobs,
+    live,
+    openapi,
+    overview,
+    progress,
+    relationships,
+    retries,
+    run,
+    status,
+    types,
+)
 from zerog.server.endpoint import Endpoint
 
 ENDPOINTS: tuple[type[Endpoint], ...] = (
     status.Start,
     batch.RunBatch,  # before the next one, whose pattern covers it
-    jobs.Run,
+    run.Run,
     jobs.Jobs,
     jobs.Job,
-    jobs.Progress,
+    progress.Progress,
     jobs.Info,
-    jobs.Events,
-    jobs.Data,
+    progress.Events,
+    data.Data,
     jobs.Cancel,
-    jobs.Retry,
-    jobs.Retries,
+    retries.Retry,
+    retries.Retries,
     jobs.Prune,
     jobs.Explain,
     relationships.Relationships,
     relationships.Parents,
     relationships.Children,
-    jobs.Types,
-    jobs.Type,
-    jobs.PauseType,
-    jobs.ResumeType,
+    types.Types,
+    types.Type,
+    types.PauseType,
+    types.ResumeType,
     openapi.Description,
     status.Health,
     status.Ready,
