@@ -278,7 +278,7 @@ class Api:
                 finally:
                     connection.close()
             except (OSError, http.client.HTTPException) as error:
-                patience.wait(None, ServerUnreachable(f"no ZeroG server answers at {self.url}: {error}"))
+                patience.lost(self.url, error)
                 continue
             if response.status < 400 or response.status in expected:
                 return response.status, response.headers, content
@@ -293,7 +293,7 @@ class Api:
             try:
                 connection, response = self._send_once(method, path, body, headers)
             except (OSError, http.client.HTTPException) as error:
-                patience.wait(None, ServerUnreachable(f"no ZeroG server answers at {self.url}: {error}"))
+                patience.lost(self.url, error)
                 continue
             if response.status < 400:
                 return connection, response
@@ -329,6 +329,10 @@ class Api:
         return http.client.HTTPConnection(host, port, timeout=_TIMEOUT)
 
 
+#: What is wrong with TLS when a connection ended, and not when the two sides do not understand one another.
+_CUT_SHORT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+
+
 class _Patience:
     """How long one request is tried again."""
 
@@ -337,16 +341,21 @@ class _Patience:
         self._pause = _PAUSE
         self._first = True
 
-    def wait(self, response: http.client.HTTPResponse | None, error: ZerogError) -> None:
-        """Wait until the request may be tried again, or raise the error.
+    def lost(self, url: str, error: Exception) -> None:
+        """Wait until the request may be tried again after no answer came, or raise ``ServerUnreachable``.
 
-        A connection that was lost is tried once more at once, whatever the patience: a server that closed an idle one
-        looks like this.
+        It is tried once more at once, whatever the patience: a server that closed an idle connection looks like this.
+        A certificate that is not trusted is no more so in a minute.
         """
-        at_once = response is None and self._first
-        self._first = False
-        if at_once:
-            return
+        unreachable = ServerUnreachable(f"no ZeroG server answers at {url}: {error}")
+        if isinstance(error, ssl.SSLError) and not isinstance(error, _CUT_SHORT):
+            raise unreachable from error
+        first, self._first = self._first, False
+        if not first:
+            self.wait(None, unreachable)
+
+    def wait(self, response: http.client.HTTPResponse | None, error: ZerogError) -> None:
+        """Wait until the request may be tried again, or raise the error."""
         if response is not None and response.status not in _SOON:
             raise error
         seconds = max(_asked_for(response), self._pause)
