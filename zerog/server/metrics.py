@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -30,9 +30,12 @@ class _Everything(Collector):
 
 
 def exposition(
-    totals: Totals | None, queues: Sequence[tuple[str, int | None, float | None]], agents: Mapping[str, int]
+    totals: Totals | None,
+    queues: Sequence[tuple[str, int | None, float | None]],
+    agents: Mapping[str, int],
+    sees: Callable[[str], bool] = lambda job_type: True,
 ) -> bytes:
-    """Return all metrics.
+    """Return all metrics, with those job types among the labels that ``sees`` lets pass.
 
     ``queues`` has for each type how many of its entries are ready or delayed, and the seconds for which the job that
     comes next has been due; None where nothing is known, as ``totals`` while the statistics are away: then the
@@ -40,7 +43,7 @@ def exposition(
     """
     metrics = [*_of_queues(queues), _gauge("zerog_agents", "Agents by state", "state", agents.items())]
     if totals is not None:
-        metrics += _of_counts(totals)
+        metrics += _of_counts(totals, sees)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Everything(metrics))
     return bytes(generate_latest(registry))
@@ -53,7 +56,7 @@ def _of_queues(queues: Sequence[tuple[str, int | None, float | None]]) -> Iterat
     yield _gauge("zerog_queue_age_seconds", "Seconds for which the job that comes next has been due", "type", ages)
 
 
-def _of_counts(totals: Totals) -> Iterator[Metric]:
+def _of_counts(totals: Totals, sees: Callable[[str], bool]) -> Iterator[Metric]:
     yield GaugeMetricFamily("zerog_leases", "Jobs that run under a lease", value=totals.gauges.get("leases", 0))
     for name, (what, member) in _COUNTERS.items():
         yield CounterMetricFamily(name, what, value=totals.counts.get(member, 0))
@@ -64,6 +67,8 @@ def _of_counts(totals: Totals) -> Iterator[Metric]:
     yield requests
     durations = HistogramMetricFamily("zerog_job_seconds", "Durations of attempts", labels=["type"])
     for job_type, one in sorted(totals.counts.get("attemptSeconds", {}).items()):
+        if not sees(job_type):
+            continue
         durations.add_metric([job_type], _buckets(one["buckets"]), one["sum"])
     yield durations
 

@@ -128,7 +128,7 @@ class Metrics(Overview):
         from zerog.server.metrics import exposition
 
         queues = [(name, *self._queue_of(name)) for name in filter(self.sees, self.services.registry.names)]
-        return exposition(totals, queues, self.agents()[1])
+        return exposition(totals, queues, self.agents()[1], self.sees)
 
     def _queue_of(self, job_type: str) -> tuple[int | None, float | None]:
         """Return how many of a type wait in the queue, and for how long the next one has been due."""
