@@ -195,6 +195,20 @@ def test_a_token_limited_to_types_sees_nothing_else(zerog: Deployment, tokens: d
     assert 'type="sleep"' not in ask("GET", "/metrics").text
 
 
+def test_a_limited_token_sees_the_jobs_of_its_types_in_a_pipeline(zerog: Deployment, tokens: dict[str, str]) -> None:
+    limited, admin = bearer(tokens["limited"]), bearer(tokens["admin"])
+    other = zerog.client.post("/run/sleep?pipeline=mixed", json={"seconds": 0}, headers=admin).json()["uuid"]
+    assert zerog.client.get("/pipelines/mixed", headers=admin).json()["jobs"][0]["job"] == other
+    assert zerog.client.get("/pipelines/mixed", headers=limited).status_code == 404
+    own = zerog.client.post("/run/noop?pipeline=mixed", json={}, headers=limited).json()["uuid"]
+    assert [one["job"] for one in zerog.client.get("/pipelines/mixed", headers=limited).json()["jobs"]] == [own]
+    shown = zerog.client.get("/log?pipeline=mixed", headers=limited).json()["items"]
+    assert [one["job"] for one in shown] == [own]
+    assert zerog.client.get("/pipelines/mixed/log/1", headers=admin).json()["job"] == other
+    assert zerog.client.get("/pipelines/mixed/log/1", headers=limited).status_code == 404
+    assert other not in zerog.client.get("/pipelines", headers=limited).text
+
+
 def test_keys_are_those_of_a_token(zerog: Deployment, tokens: dict[str, str]) -> None:
     answers = [
         zerog.client.post("/run/noop", json={}, headers={**bearer(tokens[name]), "Idempotency-Key": "the-same"})

@@ -104,9 +104,9 @@ class LogEntry(zerog.server.Endpoint):
     def get(self, wanted: OneEntry) -> dict[str, Any]:
         """Show the entry."""
         name = pipeline_of(self)
-        for message in self.topics.read(topic(name), wanted.number - 1, 1):
-            if message.number == wanted.number:
-                return entry_view(name, message.number, message.at, message.value)
+        message = next(_standings.entries(self, name, wanted.number - 1), None)
+        if message is not None and message.number == wanted.number:
+            return entry_view(name, message.number, message.at, message.value)
         raise Problem(404, f"pipeline {name} has no entry {wanted.number}", "not_found")
 
 

@@ -21,7 +21,7 @@ class Standing:
     """Where one job stands: its state, since when, and the number of the first entry about it.
 
     ``follows`` says that its state is that of a job of ZeroG, until that has ended; ``there`` is false as long as
-    nobody has seen that job: its submit may never have come to its end.
+    nobody has seen that job: its submit may never have come to its end.  ``job_type`` is the type of that job.
     """
 
     state: str
@@ -30,6 +30,11 @@ class Standing:
     first: int
     follows: bool = False
     there: bool = True
+    job_type: str | None = None
+
+    def seen_by(self, endpoint: zerog.server.Endpoint) -> bool:
+        """Return whether there is something for whoever asks: jobs of some types may not exist for a token."""
+        return self.there and (self.job_type is None or endpoint.sees(self.job_type))
 
 
 @dataclass(slots=True)
@@ -42,9 +47,9 @@ class Folded:
     keys: set[str] = field(default_factory=set)
     repeated: set[int] = field(default_factory=set)
 
-    def shown(self) -> Folded:
-        """Return a copy with what there is to be seen."""
-        return Folded({job: one for job, one in self.jobs.items() if one.there}, self.upto)
+    def shown(self, endpoint: zerog.server.Endpoint) -> Folded:
+        """Return a copy with what there is to be seen by whoever asks."""
+        return Folded({job: one for job, one in self.jobs.items() if one.seen_by(endpoint)}, self.upto)
 
     def counts(self) -> dict[str, int]:
         """Return how many jobs are in which state."""
@@ -71,7 +76,7 @@ class Standings:
         """Return where all jobs of a pipeline stand now."""
         with self._read(endpoint, pipeline) as folded:
             self._follow(endpoint, folded)
-            return folded.shown()
+            return folded.shown(endpoint)
 
     def first_of(self, endpoint: zerog.server.Endpoint, pipeline: str, job: str) -> int:
         """Return the number of the first entry about a job."""
@@ -79,13 +84,16 @@ class Standings:
             return folded.jobs[job].first
 
     def entries(self, endpoint: zerog.server.Endpoint, pipeline: str, after: int) -> Iterator[Any]:
-        """Yield the entries of a pipeline with greater numbers than ``after``, in order, each once."""
+        """Yield the entries of a pipeline with greater numbers than ``after``, in order, each once, as far as they are
+        about jobs that whoever asks may see."""
         with self._read(endpoint, pipeline) as folded:
+            self._follow(endpoint, folded)
             repeated, upto = frozenset(folded.repeated), folded.upto
+            hidden = {job for job, one in folded.jobs.items() if one.there and not one.seen_by(endpoint)}
         for message in endpoint.topics.read_all(f"pipeline.{pipeline}", after):
             if message.number > upto:
                 return
-            if message.number not in repeated:
+            if message.number not in repeated and message.value["job"] not in hidden:
                 yield message
 
     @contextmanager
@@ -114,7 +122,10 @@ class Standings:
         if follows and known is not None:
             known.follows = True
             return
-        folded.jobs[value["job"]] = Standing(value["state"], at, value["message"], first, follows, not follows)
+        job_type = known.job_type if known is not None else None
+        folded.jobs[value["job"]] = Standing(
+            value["state"], at, value["message"], first, follows, not follows, job_type
+        )
 
     def _follow(self, endpoint: zerog.server.Endpoint, folded: Folded) -> None:
         """Take over the states of the jobs of ZeroG that have not ended; an entry without a job is passed over."""
@@ -127,4 +138,5 @@ class Standings:
                 if record is not None:
                     ended = record.state in _TERMINAL
                     first = folded.jobs[job].first
-                    folded.jobs[job] = Standing(str(record.state), record.updated_at, record.message, first, not ended)
+                    state, at = str(record.state), record.updated_at
+                    folded.jobs[job] = Standing(state, at, record.message, first, not ended, True, record.job_type)
