@@ -54,6 +54,7 @@ class Deployment:
             "ZEROG_DATASTORE_PASSWORD": "password",
             "PYTHONPATH": python_path,
         }
+        self._started: list[Process] = []
         self.server: Process | None = None
         self.agents: list[Process] = []
         self.client = httpx.Client(base_url=self.url, timeout=70, event_hooks={"response": [check_described]})
@@ -82,7 +83,9 @@ class Deployment:
     def _start(self, command: str, **settings: Any) -> Process:
         environment = {**self.environment, **{f"ZEROG_{k.upper()}": str(v) for k, v in settings.items()}}
         arguments = [sys.executable, "-m", "zerog", command]
-        return Process(arguments, self.folder / f"{command}.log", cwd=self.folder, env=environment)
+        process = Process(arguments, self.folder / f"{command}.log", cwd=self.folder, env=environment)
+        self._started.append(process)
+        return process
 
     def _ready(self) -> bool:
         try:
@@ -112,7 +115,7 @@ class Deployment:
     def close(self) -> None:
         """End everything."""
         self.client.close()
-        for process in (*self.agents, *([self.server] if self.server else [])):
+        for process in reversed(self._started):  # whatever a test has made of them
             process.kill()
 
     # Jobs

@@ -6,10 +6,12 @@ import re
 
 import httpx
 
+from zerog.server.applications import endpoints
 from zerog.server.problems import problems
 from zerog.server.routes import ENDPOINTS, pattern
 
-_ROUTES = [(re.compile(pattern(endpoint.url)), endpoint) for endpoint in ENDPOINTS]
+_ALL = (*ENDPOINTS, *endpoints(["tests", "workers.pipeline"]))
+_ROUTES = [(re.compile(pattern(endpoint.url)), endpoint) for endpoint in _ALL]
 
 
 def check_described(response: httpx.Response) -> None:
@@ -20,7 +22,7 @@ def check_described(response: httpx.Response) -> None:
     endpoint = next((endpoint for route, endpoint in _ROUTES if route.match(path)), None)
     method = "GET" if response.request.method == "HEAD" else response.request.method
     if endpoint is None or method not in endpoint.methods() or response.request.method == "HEAD":
-        return  # where nothing is, and what applications serve
+        return  # where nothing is
     response.read()
     code = response.json()["code"]
     announced = problems(endpoint, method)

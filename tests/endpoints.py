@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -101,11 +102,71 @@ class Ends(zerog.server.Endpoint):
             raise Problem(404, "it is gone", "gone")
 
 
+class Color(enum.Enum):
+    """A colour."""
+
+    RED = "red"
+    BLUE = "blue"
+
+
+class Odd(BaseModel):
+    """What a query can hold."""
+
+    color: Color = Color.RED
+    tags: list[str] = []
+    from_: int = Field(0, alias="from")
+    weight: float | None = None
+
+
+class Query(zerog.server.Endpoint):
+    """Shows what it was asked."""
+
+    name = "query"
+    url = "/query"
+    parameters = Odd
+
+    def get(self, asked: Odd) -> dict[str, Any]:
+        """Show it."""
+        return asked.model_dump(mode="json")
+
+
+class What(BaseModel):
+    """What a defect does."""
+
+    what: str
+
+
+class Defects(zerog.server.Endpoint):
+    """Answers what cannot be sent."""
+
+    name = "defects"
+    url = "/defects"
+    parameters = What
+
+    def get(self, asked: What) -> Any:
+        """Do it."""
+        match asked.what:
+            case "exit":
+                raise SystemExit(3)
+            case "interrupt":
+                raise KeyboardInterrupt
+            case "bytes":
+                return b"abc"
+            case "csv":
+                return Answer(b"a,b\n", 200, {"Content-Type": "text/csv"})
+        answers = {
+            "set": {1}, "nan": float("nan"), "surrogate": "\ud800", "status": Answer({}, 9999),
+            "header": Answer({}, 200, {"X-A": "a\r\nb"}), "latin": Answer({}, 200, {"X-A": "\u20ac"}),
+        }  # fmt: skip
+        return answers[asked.what]
+
+
 class Broken(zerog.server.Endpoint):
     """Has a defect, or refuses."""
 
     name = "broken endpoint"
     url = "/broken-endpoint"
+    problems = {"PUT": ((409, "asked_for"),)}
 
     def get(self) -> None:
         """Raise what nobody expects."""

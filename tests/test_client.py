@@ -20,7 +20,9 @@ from tests.services import ROOT, free_port, wait_until
 from zerog import Client
 from zerog.client import Job
 from zerog.exceptions import (
+    BadSetting,
     CyclicParents,
+    InvalidParameter,
     InvalidParameters,
     JobCancelled,
     JobFailed,
@@ -271,3 +273,19 @@ def test_the_session_in_the_readme_runs(zerog: Deployment) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("Z") and "1.0" in done.stdout
+
+
+def test_what_cannot_be_sent_is_refused_without_saying_a_secret(client: Client) -> None:
+    for token in ("zerog_sec\nret", "zerog_sécret"):
+        with pytest.raises(BadSetting) as refused:
+            Client(client.api.url, token)
+        assert "zerog_" not in str(refused.value)
+    assert Client(client.api.url, " zerog_x\n").types()  # as a file has it
+    for url in ("ftp://127.0.0.1", "127.0.0.1:8888", "http://"):
+        with pytest.raises(BadSetting, match="http"):
+            Client(url)
+    for key in ("", "a b", "a\r\nX: y", "k" * 256):
+        with pytest.raises(InvalidParameter):
+            client.submit("noop", {}, key=key)
+    with pytest.raises(InvalidParameter):
+        client.submit("noop", {}, delay="x")  # type: ignore[arg-type]

@@ -69,6 +69,20 @@ def test_the_profiles_are_read(profile: str) -> None:
     config.load(str(ROOT / "conf" / profile), {}, {})
 
 
+@pytest.mark.parametrize("unit", ["zerog-server.service", "zerog-agent@.service"])
+@pytest.mark.parametrize("profile", ["embedded.toml", "couchbase-beanstalkd.toml"])
+def test_the_units_may_write_where_the_profiles_say(unit: str, profile: str, tmp_path: Path) -> None:
+    """The units let nothing but their StateDirectory be written to; the profile lies where they look for it."""
+    text = (ROOT / "conf" / "systemd" / unit).read_text()
+    lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    assert (lines["ProtectSystem"], lines["StateDirectory"]) == ("strict", "zerog")
+    environment = dict([lines["Environment"].split("=", 1)])
+    settings = config.load(str(ROOT / "conf" / profile), {}, environment)
+    places = [settings.path(settings.run_dir)]
+    places += [settings.sqlite_path(url) for url in (settings.datastore, settings.queue) if url.startswith("sqlite:")]
+    assert all(place.is_relative_to("/var/lib/zerog") for place in places), places
+
+
 def test_nginx_finds_no_fault_in_its_configuration(tmp_path: Path) -> None:
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if program is None:

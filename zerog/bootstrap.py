@@ -158,6 +158,11 @@ def make_server(settings: Settings) -> ServerParts:
     from zerog.server import address, applications
     from zerog.server.app import Options, Server
 
+    if settings.rate_limit and settings.stats == "off":
+        raise BadSetting(
+            f"rate_limit ({settings.sources['rate_limit']}): servers share it through the statistics, and stats "
+            f"({settings.sources['stats']}) is off"
+        )
     parts = assemble(settings)
     tokens = Tokens(parts.store, parts.clock)
     address.check_address(settings.address, settings.insecure, settings.sources["address"], tokens)

@@ -90,7 +90,12 @@ def _processes(value: Any) -> int:
 
 
 def _rate(value: Any) -> int:
-    return 0 if str(value) == "0" else _count(value)
+    if str(value) == "0":
+        return 0
+    try:
+        return _count(value)
+    except ValueError as error:
+        raise ValueError("a whole number from 0 to 1,000,000; 0 for no limit") from error
 
 
 def _port(value: Any) -> int:
@@ -115,6 +120,13 @@ def _list(value: Any) -> tuple[str, ...]:
 
 def _optional_list(value: Any) -> tuple[str, ...] | None:
     return None if value in (None, "all") else _list(value)
+
+
+def _origins(value: Any) -> tuple[str, ...] | None:
+    origins = _optional_list(value)
+    if not all(re.fullmatch(r"https?://[^/\s,]+/?", origin, re.ASCII) for origin in origins or ()):
+        raise ValueError("origins, comma separated, such as https://example.org")
+    return origins
 
 
 def _applications(value: Any) -> tuple[str, ...]:
@@ -197,7 +209,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("max_body", "1MiB", _body, "largest body of a request", "server"),
     Setting("tls_certificate", None, _text, "PEM file with the certificate and its chain, for https", "server"),
     Setting("tls_key", None, _text, "PEM file with the key of tls_certificate", "server"),
-    Setting("allowed_origins", None, _optional_list, "origins whose pages may use the API, such as https://example.org",
+    Setting("allowed_origins", None, _origins, "origins whose pages may use the API, such as https://example.org",
             "server"),
     Setting("rate_limit", 0, _rate, "requests a minute for each token; 0 for no limit", "server"),
     Setting("idle_timeout", 30, _seconds, "time for a complete header, and for an idle connection", "server"),

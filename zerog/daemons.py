@@ -24,10 +24,16 @@ logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 
+#: Seconds that a server of ``zerog up`` gets for its end: an application's code can hold the whole process.
+_SERVER_PATIENCE = 25.0
 #: Set for the processes of ``zerog up``: the pid that they must not outlive.
 _PARENT = "ZEROG_UP_PARENT"
 #: Set for the processes of one server: the descriptors of the sockets that they listen on.
 _SOCKETS = "ZEROG_SOCKETS"
+#: Set for them too: the descriptor into which one writes when it serves.
+_TELLS = "ZEROG_TELLS"
+#: Set for all of them but the first: one says for all where store and queue are, and what is unsafe about them.
+_QUIET = "ZEROG_QUIET"
 
 
 def run_server(settings: Settings) -> None:
@@ -43,15 +49,19 @@ def run_server(settings: Settings) -> None:
     sockets = inherited or address.bind(settings.address, settings.port)
     if made.unsafe is not None:
         logger.warning("%s", made.unsafe)
-    if not inherited:
+    if os.environ.pop(_QUIET, None) is None:
         say_where(settings, made.parts)
+    if not inherited:
         _say_address(settings, sockets)
     # What is there now stays: the collector need not look at it again and again.
     gc.freeze()
-    asyncio.run(app.serve(made.server, sockets))
+    asyncio.run(app.serve(made.server, sockets, _tell))
     made.parts.store.close()
     made.lock.close()
     logger.info("server stopped")
+    logging.shutdown()
+    # Not through the interpreter's own end, which waits for threads in which an application waits, perhaps for ever.
+    os._exit(0)
 
 
 def _supervise(settings: Settings) -> int:
@@ -63,7 +73,9 @@ def _supervise(settings: Settings) -> int:
     _say_address(settings, sockets)
     supervisor = Supervisor(
         settings.processes,
-        lambda: _start("server", settings, ("everything", "server"), [one.fileno() for one in sockets]),
+        lambda number, tells: _start(
+            "server", settings, ("everything", "server"), [one.fileno() for one in sockets], tells, quiet=number > 1
+        ),
     )
     status = supervisor.run()
     logger.info("server stopped")
@@ -76,6 +88,14 @@ def _say_address(settings: Settings, sockets: Sequence[socket.socket]) -> None:
     several = f" in {settings.processes} processes" if settings.processes > 1 else ""
     scheme = "http" if settings.tls_certificate is None else "https"
     logger.info("server listens on %s://%s:%d%s", scheme, shown, port, several)
+
+
+def _tell() -> None:
+    """Tell the supervisor that this process serves."""
+    number = os.environ.pop(_TELLS, None)
+    if number is not None:
+        os.write(int(number), b"1")
+        os.close(int(number))
 
 
 def _inherited_sockets() -> list[socket.socket]:
@@ -141,11 +161,17 @@ def run_up(settings: Settings, arguments: Sequence[str]) -> int:
 
 
 def _start(
-    command: str, settings: Settings, groups: Sequence[str], sockets: Sequence[int] = ()
+    command: str,
+    settings: Settings,
+    groups: Sequence[str],
+    sockets: Sequence[int] = (),
+    tells: int | None = None,
+    quiet: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start a daemon with the same settings, which travel in its environment as they were written.
 
-    It inherits the descriptors ``sockets``.
+    It inherits the descriptors ``sockets``, and ``tells``, into which it writes when it serves; ``quiet`` leaves it to
+    others to say where store and queue are.
     """
     environment = dict(os.environ, **{_PARENT: str(os.getpid())})
     written = bootstrap.written_settings(settings)
@@ -158,8 +184,13 @@ def _start(
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [bootstrap.root(), os.environ.get("PYTHONPATH")]))
     if sockets:
         environment[_SOCKETS] = ",".join(map(str, sockets))
+    if tells is not None:
+        environment[_TELLS] = str(tells)
+    if quiet:
+        environment[_QUIET] = "1"
     # A group of its own: Ctrl-C reaches the parent alone, which ends them in order.
-    return subprocess.Popen(arguments, env=environment, process_group=0, pass_fds=sockets)
+    inherited = [*sockets, *([tells] if tells is not None else [])]
+    return subprocess.Popen(arguments, env=environment, process_group=0, pass_fds=inherited)
 
 
 def _attend(processes: dict[str, subprocess.Popen[bytes]], signals: list[int]) -> int:
@@ -181,7 +212,11 @@ def _attend(processes: dict[str, subprocess.Popen[bytes]], signals: list[int]) -
                 signals.append(signal.SIGTERM)
                 passed = len(signals)
             server.terminate()
-            server.wait()
+            try:
+                server.wait(_SERVER_PATIENCE)
+            except subprocess.TimeoutExpired:
+                logger.warning("the server did not end within %g s and is killed", _SERVER_PATIENCE)
+                server.kill()
         time.sleep(0.1)
     return unexpected
 

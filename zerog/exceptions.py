@@ -292,6 +292,13 @@ class TooManyStreams(RequestError):
     code = "too_many_streams"
 
 
+class TooBusy(RequestError):
+    """As many requests to endpoints of applications are under way as a process takes."""
+
+    status = 503
+    code = "too_busy"
+
+
 class Problem(RequestError):
     """The application refuses the request."""
 

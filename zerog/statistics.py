@@ -42,6 +42,8 @@ Tree = dict[str, Any]
 _INDEX = "statistics"
 #: Seconds between two looks whether there is more to be written, and between two signs of life without it.
 _FLUSH, _ALIVE = 0.5, 60.0
+#: Seconds without a sign of life after which nobody goes by what a process says of now.
+_STALE = 3 * _ALIVE
 #: Seconds without a sign of life after which a process counts as gone, if nothing shows that it has ended; after such
 #: an end, seconds until its last write must have arrived.
 _SILENT, _SETTLED = 3600.0, 5.0
@@ -196,6 +198,7 @@ class Statistics:
                 return
             self._changed = False
             counts, gauges, rates = copy.deepcopy(self._counts), dict(self._gauges), copy.deepcopy(self._rates)
+            taken = to_iso(self._clock.now())
         try:
             self._join()
             document = {"counts": minus(counts, self._share.moved), "gauges": gauges, "at": to_iso(self._clock.now())}
@@ -208,7 +211,7 @@ class Statistics:
             with self._lock:
                 self._changed = True
             raise
-        self._share.written, self._share.at = counts, now
+        self._share.written, self._share.at, self._share.at_time = counts, now, taken
 
     def _learn(self, minute: int) -> None:
         """Learn what tokens have spent at other processes in a minute."""
@@ -235,7 +238,9 @@ class Statistics:
             self._generation += 1
             share.moved, share.cas = share.written, None
         elif share.epoch:
-            share.moved, share.cas = {}, None  # the store has forgotten everything
+            # The store has forgotten everything, also what processes counted that are gone: it begins anew with what
+            # was counted since the last write.
+            share.moved, share.cas, self._begun = share.written, None, share.at_time or self._begun
         presence = dataclasses.asdict(self._presence) if self._presence is not None else None
         entry = {"presence": presence, "at": to_iso(self._clock.now())}
 
@@ -316,7 +321,7 @@ class Statistics:
             seen, index = index, self._read_index()
             # Otherwise a process may have gone in between, and be counted twice or not at all.
             if index is not None and index.cas == seen.cas:
-                return _sum(index, found.values())
+                return _sum(index, found.values(), self._clock.now())
         raise StoreUnavailable("too many processes change the index of the statistics")
 
     # The index
@@ -367,16 +372,19 @@ class _Share:
     #: What of the counts is among those of processes that are gone.
     moved: Tree = field(default_factory=dict)
     cas: int | None = None
+    #: When it was, monotonic and as a time.
     at: float = 0.0
+    at_time: str = ""
 
 
-def _sum(index: _Index, documents: Iterable[Document]) -> Totals:
+def _sum(index: _Index, documents: Iterable[Document], now: float) -> Totals:
     counts, gauges = index.base, Tree()
     for document in documents:
         with suppress(CorruptDocument, KeyError):
             members = codec.loads(document.body)
             counts = plus(counts, members["counts"])
-            gauges = plus(gauges, members["gauges"])
+            if now - from_iso(members["at"]) < _STALE:  # what is now is said by those that live
+                gauges = plus(gauges, members["gauges"])
     return Totals(counts, gauges, from_iso(index.since))
 
 
@@ -392,13 +400,12 @@ def plus(left: Mapping[str, Any], right: Mapping[str, Any]) -> Tree:
 
 
 def minus(left: Mapping[str, Any], right: Mapping[str, Any]) -> Tree:
-    """Return the difference of two trees, of which the second has nothing that the first has not."""
+    """Return the difference of two trees, of which the second has nothing that the first has not; without zeros."""
     rest: Tree = {}
     for name, value in left.items():
-        if isinstance(value, Mapping):
-            rest[name] = minus(value, right.get(name, {}))
-        else:
-            rest[name] = value - right.get(name, 0)
+        left_over = minus(value, right.get(name, {})) if isinstance(value, Mapping) else value - right.get(name, 0)
+        if left_over:
+            rest[name] = left_over
     return rest
 
 

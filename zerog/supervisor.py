@@ -8,10 +8,12 @@ wait in the socket for the others.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -23,7 +25,7 @@ _LOOK = 0.05
 #: whole CPU; both in seconds.
 _SOON, _REST = 2.0, 0.5
 #: Seconds after the first signal until children that are still there are killed.
-_PATIENCE = 15.0
+_PATIENCE = 25.0
 #: The status of a process whose settings are wrong: its successor would end in the same way.
 _BAD_SETTINGS = 1
 
@@ -36,13 +38,24 @@ class _Child:
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     start_at: float = 0.0
+    #: Whether any process in this place has ever served, and where this one says so.
     served: bool = False
+    says: int | None = None
+
+    def forget(self) -> None:
+        """Let go of a process that has ended."""
+        if self.says is not None:
+            os.close(self.says)
+        self.process = self.says = None
 
 
 class Supervisor:
-    """Keeps ``count`` children alive until SIGTERM or SIGINT, which it passes on; ``start`` starts one."""
+    """Keeps ``count`` children alive until SIGTERM or SIGINT, which it passes on.
 
-    def __init__(self, count: int, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+    ``start`` starts one: by its number, from 1, and with a descriptor into which it writes when it serves.
+    """
+
+    def __init__(self, count: int, start: Callable[[int, int], subprocess.Popen[bytes]]) -> None:
         self._start = start
         self._children = [_Child(number) for number in range(1, count + 1)]
         self._signals = 0
@@ -67,18 +80,35 @@ class Supervisor:
         now = time.monotonic()
         if child.process is None:
             if now >= child.start_at:
-                child.process, child.started = self._start(), now
+                try:
+                    self._begin(child, now)
+                except OSError as error:  # too little memory, too many processes: the others serve on
+                    logger.error("server process %d cannot be started: %s", child.number, error)
+                    child.start_at = now + _REST
             return 0
         ended = child.process.poll()
+        if not child.served and child.says is not None:
+            with suppress(BlockingIOError):
+                child.served = os.read(child.says, 1) != b""
         if ended is None:
-            child.served = child.served or now - child.started > _SOON
             return 0
         if not child.served and ended == _BAD_SETTINGS:
             return ended
         logger.warning("server process %d (pid %d) ended with status %d", child.number, child.process.pid, ended)
         child.start_at = now + (_REST if now - child.started < _SOON else 0.0)
-        child.process = None
+        child.forget()
         return 0
+
+    def _begin(self, child: _Child, now: float) -> None:
+        says, tells = os.pipe()
+        try:
+            os.set_blocking(says, False)
+            child.process, child.started, child.says = self._start(child.number, tells), now, says
+        except BaseException:
+            os.close(says)
+            raise
+        finally:
+            os.close(tells)
 
     def _end(self) -> None:
         """Pass every signal on and wait until all children are gone."""

@@ -16,6 +16,7 @@ from typing import Any
 from zerog import codec
 from zerog.clock import Clock, from_iso, to_iso
 from zerog.datastore.base import Datastore
+from zerog.exceptions import StoreAmbiguous
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}", re.ASCII)
 
@@ -43,16 +44,19 @@ class Topics:
     def publish(self, topic: str, value: Any, key: str | None = None) -> Message:
         """Add a message and return it; ``ValueError`` for a bad name, and for what is no JSON or too large.
 
-        After an ambiguous answer of the store publish it again, under the same key.
+        After an ambiguous answer of the store it is published once more, under the same key; whoever still gets
+        ``StoreAmbiguous`` may do so too.
         """
         now = self._clock.now()
         key = key if key is not None else secrets.token_hex(8)
         text = json.dumps(value, allow_nan=False)
         if len(text) > MAX_MESSAGE:
             raise ValueError(f"a message may have {MAX_MESSAGE} bytes of JSON, not {len(text)}")
-        number = self._store.append(
-            _log(topic), codec.dumps({"at": to_iso(now), "key": key, "value": json.loads(text)})
-        )
+        body = codec.dumps({"at": to_iso(now), "key": key, "value": json.loads(text)})
+        try:
+            number = self._store.append(_log(topic), body)
+        except StoreAmbiguous:
+            number = self._store.append(_log(topic), body)
         return Message(number, now, key, value)
 
     def read(self, topic: str, after: int = 0, limit: int = 100) -> list[Message]:

@@ -198,12 +198,15 @@ def test_a_job_of_zerog_in_a_pipeline_shows_what_its_record_says(masters: tuple[
 def test_a_submit_that_is_refused_leaves_nothing_to_be_seen(zerog: Deployment, name: str) -> None:
     assert zerog.client.post(f"/run/sleep?pipeline={name}", json={"seconds": "x"}).status_code == 422
     assert zerog.client.post("/run/noop?pipeline=a%20b", json={}).status_code == 400
+    nobody = "00000000-0000-4000-8000-000000000000"
+    assert zerog.client.post(f"/run/noop?pipeline={name}&parent={nobody}", json={}).status_code == 400
     key = {"Idempotency-Key": name}
     first = zerog.client.post(f"/run/noop?pipeline={name}", json={}, headers=key)
     assert zerog.client.post(f"/run/noop?pipeline={name}", json={}, headers=key).json()["uuid"] == first.json()["uuid"]
     assert zerog.client.post(f"/run/noop?pipeline={name}x", json={}, headers=key).status_code == 422
     assert [one["job"] for one in zerog.client.get(f"/pipelines/{name}").json()["jobs"]] == [first.json()["uuid"]]
     assert zerog.client.get(f"/pipelines/{name}x").status_code == 404
+    assert {one["job"] for one in zerog.client.get(f"/log?pipeline={name}").json()["items"]} == {first.json()["uuid"]}
 
 
 def test_a_server_killed_before_the_job_is_stored_leaves_nothing_to_be_seen(tmp_path: Path, name: str) -> None:
@@ -220,6 +223,65 @@ def test_a_server_killed_before_the_job_is_stored_leaves_nothing_to_be_seen(tmp_
         assert [one["job"] for one in made.client.get(f"/pipelines/{name}").json()["jobs"]] == [uuid]
     finally:
         made.close()
+
+
+def test_a_job_that_was_removed_stays_as_it_ended_at_every_server(masters: tuple[Deployment, str], name: str) -> None:
+    zerog, other = masters
+    uuid = zerog.submit("noop", params={"pipeline": name})
+    zerog.wait(uuid)
+    assert zerog.client.get(f"/pipelines/{name}").json()["counts"] == {"succeeded": 1}
+    after = 0
+    while after is not None:
+        after = zerog.client.post("/jobs:prune", json={"olderThan": 0, "type": "noop", "after": after}).json()["next"]
+    assert zerog.client.get(f"/jobs/{uuid}").status_code == 404
+    for url in (zerog.url, other):
+        assert httpx.get(f"{url}/pipelines/{name}").json()["counts"] == {"succeeded": 1}
+    history = zerog.client.get("/log", params={"pipeline": name, "job": uuid}).json()["items"]
+    assert [one["state"] for one in history] == ["queued", "succeeded"]
+
+
+def test_entries_about_a_job_of_zerog_do_not_move_it_before_it_has_ended(
+    masters: tuple[Deployment, str], name: str
+) -> None:
+    zerog, other = masters
+    uuid = zerog.submit("sleep", {"seconds": 60}, params={"pipeline": name})
+    zerog.wait_for(uuid, state="running")
+    assert write(zerog.url, name, uuid, "checked").status_code == 200
+    for url in (zerog.url, other):
+        assert httpx.get(f"{url}/pipelines/{name}").json()["counts"] == {"running": 1}
+    zerog.client.delete(f"/jobs/{uuid}")
+    zerog.wait(uuid)
+    for url in (zerog.url, other):
+        assert httpx.get(f"{url}/pipelines/{name}").json()["counts"] == {"cancelled": 1}
+    assert write(zerog.url, name, uuid, "cleaned").status_code == 200
+    for url in (other, zerog.url):
+        assert httpx.get(f"{url}/pipelines/{name}").json()["counts"] == {"cleaned": 1}
+
+
+def test_names_that_lead_elsewhere_or_cannot_be_seen_are_refused(zerog: Deployment, name: str) -> None:
+    for entry in (
+        {"pipeline": "..", "job": "a", "state": "b"},
+        {"pipeline": ".", "job": "a", "state": "b"},
+        {"pipeline": name, "job": "a\u0000", "state": "b"},
+        {"pipeline": name, "job": "a", "state": "b\n"},
+        {"pipeline": name, "job": "", "state": "b"},
+    ):
+        assert zerog.client.post("/log", json=entry).status_code == 422, entry
+    assert zerog.client.post("/run/noop?pipeline=..", json={}).status_code == 400
+    assert zerog.client.get(f"/pipelines/{name}").status_code == 404
+
+
+def test_an_entry_under_a_key_is_written_once(masters: tuple[Deployment, str], name: str) -> None:
+    zerog, other = masters
+    key = {"Idempotency-Key": f"the entry {name}".replace(" ", "-")}
+    entry = {"pipeline": name, "job": "extract", "state": "running"}
+    answers_ = [httpx.post(f"{url}/log", json=entry, headers=key) for url in (zerog.url, other, zerog.url)]
+    assert [one.status_code for one in answers_] == [201] * 3
+    assert len({one.text for one in answers_}) == 1
+    assert len(zerog.client.get(f"/log?pipeline={name}").json()["items"]) == 1
+    reused = zerog.client.post("/log", json={**entry, "state": "done"}, headers=key)
+    assert (reused.status_code, reused.json()["code"]) == (422, "idempotency_key_reused")
+    assert zerog.client.post("/log", json=entry, headers={"Idempotency-Key": "a b"}).status_code == 400
 
 
 def test_a_server_that_starts_anew_shows_the_same(masters: tuple[Deployment, str], name: str) -> None:

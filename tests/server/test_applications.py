@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from openapi_spec_validator import validate
 
 from tests.deployment import Deployment
 from tests.services import wait_until
-from zerog.exceptions import BadSetting
+from zerog.exceptions import BadSetting, TooBusy
 from zerog.server import applications
+from zerog.server.pools import Bounded
 
 pytestmark = pytest.mark.requirement("G4", "G5", "G6", "G15")
 
@@ -73,6 +76,67 @@ def test_a_defect_is_500_without_its_text_and_a_problem_is_what_it_says(zerog: D
     refused = zerog.client.put("/broken-endpoint")
     assert (refused.status_code, refused.json()["code"], refused.json()["detail"]) == (409, "asked_for", "as was asked")
     assert refused.headers["content-type"].startswith("application/problem+json")
+
+
+@pytest.mark.parametrize("what", ["set", "nan", "surrogate", "status", "header", "latin", "exit", "interrupt"])
+def test_what_cannot_be_sent_is_500_logged_and_counted(zerog: Deployment, what: str) -> None:
+    time.sleep(1.2)  # a second of quiet: then the counts are exact
+    before = zerog.client.get("/view_status").json()["statistics"]
+    logged = zerog.log("server").count("request failed: GET /defects")
+    refused = zerog.client.get("/defects", params={"what": what})
+    assert (refused.status_code, refused.json()["code"]) == (500, "internal_error")
+    assert zerog.log("server").count("request failed: GET /defects") == logged + 1
+    time.sleep(1.2)  # and again
+    after = zerog.client.get("/view_status").json()["statistics"]
+    assert after["exceptions"] == before["exceptions"] + 1
+    assert after["byStatus"]["500"] == before["byStatus"].get("500", 0) + 1
+    assert after["byStatus"]["200"] == before["byStatus"]["200"] + 1  # the first look at the status
+    assert zerog.client.get("/healthz").status_code == 200
+
+
+def test_bytes_have_their_own_type(zerog: Deployment) -> None:
+    sent = zerog.client.get("/defects?what=bytes")
+    assert (sent.content, sent.headers["content-type"]) == (b"abc", "application/octet-stream")
+    sent = zerog.client.get("/defects?what=csv")
+    assert (sent.content, sent.headers["content-type"]) == (b"a,b\n", "text/csv")
+
+
+def test_a_query_can_hold_lists_enumerations_and_aliases(zerog: Deployment) -> None:
+    asked = zerog.client.get("/query?color=blue&tags=a&tags=b&from=3&weight=1.5")
+    assert asked.json() == {"color": "blue", "tags": ["a", "b"], "from_": 3, "weight": 1.5}
+    assert zerog.client.get("/query").json() == {"color": "red", "tags": [], "from_": 0, "weight": None}
+    for query in ("color=green", "from_=3", "from=1&from=2", "weight=nan", "weight=-inf", "from=x"):
+        refused = zerog.client.get(f"/query?{query}")
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_parameter"), query
+    description = zerog.client.get("/openapi.json").json()
+    validate(description)
+    names = {one["name"]: one["schema"] for one in description["paths"]["/query"]["get"]["parameters"]}
+    assert set(names) == {"color", "tags", "from", "weight"} and names["tags"]["type"] == "array"
+
+
+def test_a_call_that_nobody_waits_for_any_more_takes_no_thread(zerog: Deployment) -> None:
+    def give_up(_: int) -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.get(f"{zerog.url}/slow?seconds=3", timeout=0.5)
+
+    with ThreadPoolExecutor(100) as pool:
+        list(pool.map(give_up, range(100)))
+    begun = time.monotonic()
+    assert zerog.client.get("/sums?last=3").json()["sum"] == 3
+    assert time.monotonic() - begun < 5, "32 are being called; the other 68 never will be"
+
+
+def test_more_calls_than_can_wait_are_refused_at_once(tmp_path: Path) -> None:
+    pool = Bounded(1, 2, "test")
+    go_on = threading.Event()
+    waiting = [pool.submit(go_on.wait, 10) for _ in range(3)]
+    with pytest.raises(TooBusy) as refused:
+        pool.submit(go_on.wait)
+    assert refused.value.headers["Retry-After"] == "1"
+    go_on.set()
+    assert all(one.result(10) for one in waiting)
+    assert pool.submit(lambda: 7).result(10) == 7
+    pool.shutdown()
 
 
 def test_a_stream_whose_subject_goes_away_is_cut_short_without_a_defect(zerog: Deployment) -> None:

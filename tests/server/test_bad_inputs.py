@@ -454,3 +454,8 @@ def test_52_a_cancel_of_a_queued_job_is_200_also_twice(server: Deployment) -> No
     assert [answer.status_code for answer in answers] == [200, 200]
     assert answers[0].json()["state"] == "cancelled"
     assert server.client.get(f"/jobs/{uuid}/data").json()["code"] == "job_cancelled"
+
+
+def test_27_a_probe_may_name_any_host(server: Deployment) -> None:
+    for path in ("/healthz", "/readyz"):
+        assert server.client.get(path, headers={"Host": "10.1.2.3:8888"}).status_code == 200

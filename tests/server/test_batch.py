@@ -80,7 +80,7 @@ def test_what_is_wrong_is_refused_and_the_rest_accepted(zerog: Deployment) -> No
         "cyclic_parents", "cyclic_parents", "cyclic_parents", "parent_refused", "cyclic_parents",
         "unknown_parent", "unknown_parent", "parent_refused",
         "invalid_parameters", "parent_refused", "ok", "invalid_parameters",
-        "invalid_parameters", "invalid_parameter", "invalid_parameters",
+        "invalid_parameters", "invalid_parameters", "invalid_parameters",
         "invalid_parameters", "invalid_parameters", "invalid_parameters", "invalid_parameters",
     ]  # fmt: skip
     items = answer.json()["items"]

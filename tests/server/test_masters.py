@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 from tests.deployment import Deployment, alive, answers
-from tests.services import Beanstalkd, Memcached, Nginx, Process, free_port, wait_until
+from tests.services import Beanstalkd, CouchbaseServer, Memcached, Nginx, Process, free_port, wait_until
 from zerog.client import Client, Job
+from zerog.clock import from_iso
 
 TWO = {"processes": "2"}
 
@@ -86,6 +87,69 @@ def test_a_process_that_dies_is_replaced_within_a_second_and_the_others_answer(z
 
 
 @pytest.mark.requirement("M3")
+def test_requests_in_flight_are_answered_when_a_server_ends(zerog: Deployment) -> None:
+    """A client that waits for a job hears where it stands; one that waits for an application hears what it asked."""
+    zerog.start()
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [
+            pool.submit(
+                httpx.post, f"{zerog.url}/run/sleep", json={"seconds": 60}, headers={"Prefer": "wait=30"}, timeout=40
+            ),
+            pool.submit(httpx.get, f"{zerog.url}/slow?seconds=2", timeout=40),
+        ]
+        wait_until(lambda: zerog.client.get("/jobs?type=sleep").json()["items"], what="the job is there")
+        time.sleep(0.5)  # until the slow one is there too
+        assert zerog.server is not None
+        zerog.server.signal(signal.SIGTERM)
+        assert [one.result().status_code for one in waiting] == [202, 200]
+        assert zerog.server.popen.wait(20) == 0
+
+
+def test_an_application_that_waits_does_not_hold_up_the_end_of_a_server(zerog: Deployment) -> None:
+    zerog.start_server()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(httpx.get, f"{zerog.url}/slow?seconds=10", timeout=40)
+        time.sleep(0.5)  # until it is there
+        assert zerog.server is not None
+        begun = time.monotonic()
+        zerog.server.signal(signal.SIGTERM)
+        assert zerog.server.popen.wait(20) == 0
+        assert time.monotonic() - begun < 9, "and not when it has come to its end"
+        with pytest.raises(httpx.HTTPError):
+            waiting.result()
+
+
+def test_what_is_unsafe_is_said_once_by_a_server_of_several_processes(
+    tmp_path: Path, couchbase: CouchbaseServer
+) -> None:
+    made = Deployment(tmp_path, "couchbase", couchbase=couchbase, processes="2", durability="none")
+    try:
+        made.start_server()
+        wait_until(lambda: made.log("server").count("datastore: ") >= 1, what="the place of the store")
+        assert made.log("server").count("durability is off") == 1, made.log("server")
+    finally:
+        made.close()
+
+
+def test_a_queue_that_does_not_answer_makes_no_server_unready(tmp_path: Path, beanstalkd: Beanstalkd) -> None:
+    made = Deployment(tmp_path, "sqlite", "beanstalkd", beanstalkd=beanstalkd)
+    try:
+        made.start_server()
+        beanstalkd.signal(signal.SIGSTOP)
+        try:
+            with ThreadPoolExecutor(20) as pool:
+                asked = [pool.submit(httpx.get, f"{made.url}/metrics", timeout=60) for _ in range(20)]
+                statuses = []
+                while not all(one.done() for one in asked):
+                    statuses.append(made.client.get("/readyz").json()["store"])
+                assert {one.result().status_code for one in asked} == {200}
+        finally:
+            beanstalkd.signal(signal.SIGCONT)
+        assert set(statuses) == {"ok"}, statuses
+    finally:
+        made.close()
+
+
 def test_no_process_outlives_its_parent(zerog: Deployment) -> None:
     parent = zerog.start_server(**TWO)
     pids = both(zerog)
@@ -171,11 +235,15 @@ def test_without_memcached_everything_goes_on_and_the_status_says_so(tmp_path: P
     try:
         zerog.start()
         zerog.client.get("/types")
-        assert after_quiet(zerog.url)["byEndpoint"]["types"]["requests"] == 1
+        before = after_quiet(zerog.url)
+        assert before["byEndpoint"]["types"]["requests"] == 1
+        since = before["since"]
+        submits: list[float] = []
         stopped = (partial(memcached.signal, signal.SIGSTOP), partial(memcached.signal, signal.SIGCONT))
         gone: tuple[Callable[[], Any], Callable[[], Any]] = (memcached.stop, memcached.start)
         for injure, heal in (stopped, gone):
             injure()
+            submits.append(time.time())
             uuid = zerog.submit("noop")
             assert zerog.wait(uuid)["state"] == "succeeded"
             begun = time.monotonic()
@@ -185,7 +253,11 @@ def test_without_memcached_everything_goes_on_and_the_status_says_so(tmp_path: P
             assert statistics["requests"] is statistics["byEndpoint"] is statistics["byStatus"] is None
             heal()
             wait_until(lambda: status_of(zerog.url)["statistics"]["store"]["available"], 10)
-        assert after_quiet(zerog.url)["byEndpoint"]["types"]["requests"] == 1, "a living process has lost nothing"
+        found = after_quiet(zerog.url)
+        assert "types" not in found["byEndpoint"], "that was before the store of the statistics forgot everything"
+        assert found["since"] > since
+        later = [one for one in submits if one > from_iso(found["since"])]
+        assert found["byEndpoint"]["run job"]["requests"] == len(later) >= 1
         assert "Traceback" not in zerog.log("server")
     finally:
         zerog.close()

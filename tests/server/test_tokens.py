@@ -148,6 +148,10 @@ def test_what_is_no_token_is_refused_in_the_same_words_before_anything_is_looked
     with socket.create_connection(("127.0.0.1", zerog.port), 10) as end:
         end.sendall(b"POST /run/noop HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3000000\r\n\r\n")
         assert end.recv(100).startswith(b"HTTP/1.1 401 "), "before the body is read"
+    for announced in (b"Content-Length: 100", b"Transfer-Encoding: chunked"):
+        with socket.create_connection(("127.0.0.1", zerog.port), 5) as end:
+            end.sendall(b"POST /run/noop HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n" % announced)
+            assert end.recv(100).startswith(b"HTTP/1.1 401 "), "nor is a small one waited for"
 
 
 def test_a_browser_gives_the_token_as_its_password(zerog: Deployment, tokens: dict[str, str]) -> None:
@@ -190,7 +194,16 @@ def test_a_token_limited_to_types_sees_nothing_else(zerog: Deployment, tokens: d
     assert ask("POST", "/jobs:retry", json={"type": "sleep"}).status_code == 404
     assert ask("POST", "/jobs:prune", json={"olderThan": 1_000_000}).status_code == 403
     assert ask("POST", "/jobs:prune", json={"olderThan": 1_000_000, "type": "noop"}).status_code == 200
-    assert {one["jobType"] for one in ask("GET", "/view_status").json()["queue"]["items"]} == {"noop"}
+    status = ask("GET", "/view_status").json()
+    assert {one["jobType"] for one in status["queue"]["items"]} == {"noop"}
+    assert {name for agent in status["agents"]["items"] for name in agent["jobTypes"]} == {"noop"}
+    described = ask("GET", "/openapi.json")
+    assert "/run/noop" in described.json()["paths"] and "/run/sleep" not in described.text
+    assert "Parameters.sleep" not in described.text
+    assert ask("POST", "/log", json={"pipeline": "p", "job": other, "state": "x"}).status_code == 404
+    later = ask("POST", "/log", headers={**limited, "Prefer": "respond-async"},
+                json={"pipeline": "p", "job": "j", "state": "x"})  # fmt: skip
+    assert (later.status_code, later.json()["code"]) == (403, "forbidden")
     wait_until(lambda: 'zerog_job_seconds_count{type="sleep"}' in ask("GET", "/metrics", admin).text, 10, "it has run")
     assert 'type="sleep"' not in ask("GET", "/metrics").text
 
@@ -203,7 +216,7 @@ def test_a_limited_token_sees_the_jobs_of_its_types_in_a_pipeline(zerog: Deploym
     own = zerog.client.post("/run/noop?pipeline=mixed", json={}, headers=limited).json()["uuid"]
     assert [one["job"] for one in zerog.client.get("/pipelines/mixed", headers=limited).json()["jobs"]] == [own]
     shown = zerog.client.get("/log?pipeline=mixed", headers=limited).json()["items"]
-    assert [one["job"] for one in shown] == [own]
+    assert {one["job"] for one in shown} == {own}
     assert zerog.client.get("/pipelines/mixed/log/1", headers=admin).json()["job"] == other
     assert zerog.client.get("/pipelines/mixed/log/1", headers=limited).status_code == 404
     assert other not in zerog.client.get("/pipelines", headers=limited).text

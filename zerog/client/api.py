@@ -10,6 +10,7 @@ import http.client
 import json
 import math
 import os
+import re
 import ssl
 import time
 import uuid as uuids
@@ -17,7 +18,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
 
-from zerog.exceptions import BadSetting, InternalError, NotFinished, NotFound, ServerUnreachable, ZerogError, tree
+from zerog.exceptions import (
+    BadSetting,
+    InternalError,
+    InvalidParameter,
+    NotFinished,
+    NotFound,
+    ServerUnreachable,
+    ZerogError,
+    tree,
+)
 
 _TIMEOUT = 75.0
 #: Seconds for which the server is asked to wait for a change.
@@ -29,6 +39,10 @@ TERMINAL = ("succeeded", "failed", "cancelled")
 _SOON = (429, 502, 503, 504)
 #: Seconds between two tries: the first pause, and the longest.
 _PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+
+
+#: What can stand in a header as it is.
+_HEADER = re.compile(r"[\x21-\x7e]{0,255}", re.ASCII)
 
 
 class Api:
@@ -44,8 +58,12 @@ class Api:
     ) -> None:
         self.patience = patience
         self.url = (url or os.environ.get("ZEROG_SERVER") or "http://127.0.0.1:8888").rstrip("/")
-        self._token = token or os.environ.get("ZEROG_TOKEN")
+        self._token = (token or os.environ.get("ZEROG_TOKEN") or "").strip()
+        if not _HEADER.fullmatch(self._token):
+            raise BadSetting("the token has characters that no token has")  # and it is not shown
         self._parts = urlsplit(self.url)
+        if self._parts.scheme not in ("http", "https") or not self._parts.hostname:
+            raise BadSetting(f"the server is {self.url!r}; it must be a URL that starts with http:// or https://")
         self._tls: ssl.SSLContext | None = None
         if self._parts.scheme == "https":
             try:
@@ -71,9 +89,9 @@ class Api:
         ``delay`` is in seconds, ``not_before`` a time as in RFC 3339; a lower ``priority`` is more urgent; ``parents``
         are the UUIDs of jobs that must have succeeded before.
         """
-        headers = {"Idempotency-Key": key or str(uuids.uuid4())}
+        headers = {"Idempotency-Key": _key(key)}
         options = {
-            "delay": None if delay is None else f"{delay:.3f}",
+            "delay": None if delay is None else _decimal(delay),
             "notBefore": not_before,
             "priority": priority,
         }
@@ -100,7 +118,7 @@ class Api:
 
     def batch(self, job_type: str, items: Sequence[Mapping[str, Any]], key: str | None = None) -> list[dict[str, Any]]:
         """Submit many jobs, which may name each other as parents; for each its progress view, or a problem."""
-        headers = {"Idempotency-Key": key or str(uuids.uuid4())}
+        headers = {"Idempotency-Key": _key(key)}
         path = f"/run/{quote(job_type, safe='')}:batch"
         _, _, content = self._request("POST", path, json.dumps(list(items)).encode(), headers, expected=(422,))
         answer = json.loads(content)
@@ -111,7 +129,7 @@ class Api:
 
     def retry(self, uuid: str, parameters: Mapping[str, Any] | None = None, key: str | None = None) -> dict[str, Any]:
         """Try a failed or cancelled job again, as a new one; returns the new job's progress view."""
-        headers = {"Idempotency-Key": key or str(uuids.uuid4())}
+        headers = {"Idempotency-Key": _key(key)}
         body = None if parameters is None else json.dumps(parameters).encode()
         return self._json("POST", f"{_job(uuid)}/retry", body, headers)
 
@@ -202,6 +220,7 @@ class Api:
                 while block := response.read(_BLOCK):
                     target.write(block)
                     done += len(block)
+                    end = time.monotonic() + self.patience  # what comes shows that it goes on
                 if not response.length:  # what of the announced length has not come
                     return done
                 raise http.client.IncompleteRead(b"", response.length)
@@ -369,6 +388,21 @@ def _asked_for(response: http.client.HTTPResponse | None) -> float:
     """Return the seconds for which an answer asks to wait."""
     text = response.headers.get("Retry-After", "") if response is not None else ""
     return float(text) if text.isdigit() else 0.0
+
+
+def _key(key: str | None) -> str:
+    """Return a key for a header; one of its own for a request that has none."""
+    if key is None:
+        return str(uuids.uuid4())
+    if not key or not _HEADER.fullmatch(key):
+        raise InvalidParameter("key", "it must be 1 to 255 visible ASCII characters")
+    return key
+
+
+def _decimal(delay: float) -> str:
+    if isinstance(delay, bool) or not isinstance(delay, (int, float)):
+        raise InvalidParameter("delay", "it must be seconds, as a number")
+    return f"{delay:.3f}"
 
 
 def _job(uuid: str) -> str:

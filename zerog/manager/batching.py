@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from zerog.exceptions import CyclicParents, DuplicateName, ParentRefused, UnknownParent, ZerogError
+from zerog.exceptions import CyclicParents, DuplicateName, ParentRefused, StoreUnavailable, UnknownParent, ZerogError
 from zerog.manager.retrying import Retrying
 from zerog.manager.submitting import Submission, Submitted
 
@@ -100,13 +100,16 @@ class _Batch:
                 self.ready.append(child)
 
     def _refuse_followers(self, index: int) -> None:
-        """Refuse what waits for a refused item, and what waits for that."""
+        """Refuse what waits for a refused item, and what waits for that; after an outage they may come again too."""
+        cause = self._verdicts[index]
         refused = [index]
         while refused:
             parent = refused.pop()
             for child in self._children[parent]:
                 if child not in self._verdicts:
-                    self._verdicts[child] = ParentRefused(f"its parent, item {parent} of the batch, was refused")
+                    lost = isinstance(cause, StoreUnavailable)
+                    of_parent = ParentRefused(f"its parent, item {parent} of the batch, was refused")
+                    self._verdicts[child] = cause if lost else of_parent
                     refused.append(child)
 
     def submission(self, index: int) -> Submission:

@@ -183,7 +183,9 @@ class Reading(Records):
     # Queues and cursors
 
     def queue_stats_or_none(self, job_type: str) -> TubeStats | None:
-        """Return what ``queue_stats`` does, or ``None`` while the queue is away."""
+        """Return what ``queue_stats`` does, or ``None`` while the queue is away, which then is not asked."""
+        if self.queue_away:
+            return None
         try:
             return self.queue_stats(job_type)
         except QueueError:
@@ -192,11 +194,14 @@ class Reading(Records):
 
     def next_has_waited(self, job_type: str, stats: TubeStats | None) -> float | None:
         """Return the seconds for which the job of a type that comes next has been due; None if none is known of."""
-        if stats is None or not stats.ready:
+        if stats is None or not stats.ready or self.queue_away:
             return None
         try:
             record = self.get(self.next_in_queue(job_type) or "")
-        except (QueueError, UnknownJob):
+        except QueueError:
+            self.queue_away = True
+            return None
+        except UnknownJob:
             return None
         return max(0.0, self.clock.now() - record.due_since)
 

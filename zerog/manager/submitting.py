@@ -108,12 +108,13 @@ class Submitting(Waiting):
             raise done
         return done
 
-    def check_key(self, submission: Submission) -> None:
-        """Raise ``IdempotencyKeyReused`` if the key of a submission has made another job before."""
+    def check_key(self, submission: Submission) -> bool:
+        """Return whether the key of a submission has made this job before; ``IdempotencyKeyReused`` for another one."""
         held = self.read_many([submission.uuid]).get(submission.uuid) if submission.key is not None else None
         done = compare(submission, held) if held is not None else None
         if isinstance(done, ZerogError):
             raise done
+        return done is not None
 
     def submit_all(self, submissions: Sequence[Submission]) -> list[Submitted | ZerogError]:
         """Store many jobs side by side: the log entries, the records, and only then the queue's entries (R1).

@@ -2,6 +2,6 @@
 
 from zerog.clock import to_iso as iso
 from zerog.exceptions import Problem
-from zerog.server.endpoint import Answer, Endpoint, Parameter, RunParameter
+from zerog.server.endpoint import Answer, Endpoint, Parameter, RunParameter, header
 
-__all__ = ["Answer", "Endpoint", "Parameter", "Problem", "RunParameter", "iso"]
+__all__ = ["Answer", "Endpoint", "Parameter", "Problem", "RunParameter", "header", "iso"]

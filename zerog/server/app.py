@@ -8,7 +8,7 @@ import signal
 import socket
 import ssl
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,6 +31,7 @@ from zerog.server.door import Door, log_request
 from zerog.server.endpoint import NO_SUCH_JOB, Endpoint, RunParameter, Services
 from zerog.server.lanes import Lane
 from zerog.server.live import Shared, Streams, queue_items
+from zerog.server.pools import Bounded
 from zerog.server.rates import Rates
 from zerog.server.routes import ENDPOINTS, pattern
 from zerog.server.status import Nothing
@@ -43,17 +44,18 @@ logger = logging.getLogger(__name__)
 
 #: Threads for what is neither a submit nor a read of records: lists, events, data, figures of the queue.
 _POOL = 8
-#: Threads for the plain methods of applications' endpoints.
-_APPLICATIONS = 32
+#: Threads for the plain methods of applications' endpoints, calls that may wait for one, and threads for asking whether
+#: the store is there.
+_APPLICATIONS, _APPLICATIONS_WAITING, _PROBES = 32, 200, 2
 #: Seconds for a complete body after its header.
 _BODY_SECONDS = 10
 _HEADER_BYTES = 16 * 1024
-#: Seconds that requests in flight get when the server stops.
-_STOP_SECONDS = 5.0
+#: Seconds that requests in flight get when the server stops, and between two looks whether there are any.
+_STOP_SECONDS, _STOP_LOOK = 5.0, 0.02
 #: Seconds between two looks at the tokens.
 _LOOK_AT_TOKENS = 1.0
-#: Running jobs that the start page shows.
-_RUNNING = 50
+#: Running jobs, and newest ones, that the start page shows.
+_RUNNING, _NEWEST = 50, 10
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class Server:
     def __init__(self, manager: Manager, registry: Registry, clock: Clock, options: Options = Options()) -> None:
         self._manager = manager
         self._pool = ThreadPoolExecutor(_POOL, thread_name_prefix="pool")
-        self._applications = ThreadPoolExecutor(_APPLICATIONS, thread_name_prefix="applications")
+        self._probes = ThreadPoolExecutor(_PROBES, thread_name_prefix="probes")
+        self._applications = Bounded(_APPLICATIONS, _APPLICATIONS_WAITING, "applications")
         self._submit: Lane[Submission, Submitted] = Lane("submits", manager.submit_all)
         self._read: Lane[str, JobRecord] = Lane("reads", self._read_all)
         self._options = options
@@ -103,6 +106,7 @@ class Server:
             read=self._read,
             pool=self._pool,
             applications=self._applications,
+            probes=self._probes,
             watcher=Watcher(self._read_watched),
             statistics=self._statistics,
             tokens=self._tokens,
@@ -114,7 +118,8 @@ class Server:
             endpoints=(*ENDPOINTS, *options.endpoints),
             run_parameters=options.run_parameters,
             queue=Shared(self._look_at_queue),
-            running=Shared(self._look_at_running),
+            running=Shared(partial(self._look_at_jobs, "running", _RUNNING)),
+            newest=Shared(partial(self._look_at_jobs, None, _NEWEST)),
             streams=Streams(),
             started=(clock.now(), clock.monotonic()),
         )
@@ -172,11 +177,11 @@ class Server:
         if http is None:
             return
         http.stop()
+        self.services.watcher.end()
+        await self._answer_rest()
         self._reaper.cancel()
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(http.close_all_connections(), _STOP_SECONDS)
-        except TimeoutError:
-            logger.warning("requests were still in flight when the server stopped")
         self._chores.stop()
         loop = asyncio.get_running_loop()
         self._lookout.stop()
@@ -187,10 +192,18 @@ class Server:
             self._statistics.stop,
             lambda: self._lookout.join(_STOP_SECONDS),
         )
-        for end in ends:
-            await loop.run_in_executor(None, end)
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._applications.shutdown(wait=False, cancel_futures=True)
+        await asyncio.gather(*(loop.run_in_executor(None, end) for end in ends))
+        for pool in (self._pool, self._probes, self._applications):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _answer_rest(self) -> None:
+        """Let requests in flight be answered; connections on which nothing was asked are closed by who comes next."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _STOP_SECONDS
+        while self.services.in_flight and loop.time() < until:
+            await asyncio.sleep(_STOP_LOOK)
+        if self.services.in_flight:
+            logger.warning("%d requests were still in flight when the server stopped", len(self.services.in_flight))
 
     def _read_all(self, uuids: Sequence[str]) -> list[JobRecord | Exception]:
         found = self._manager.get_many(list(dict.fromkeys(uuids)))
@@ -201,8 +214,8 @@ class Server:
             self._pool, queue_items, self._manager, self.services.registry.names
         )
 
-    async def _look_at_running(self) -> list[dict[str, Any]]:
-        page = partial(self._manager.page, None, "running", None, _RUNNING)
+    async def _look_at_jobs(self, state: str | None, limit: int) -> list[dict[str, Any]]:
+        page = partial(self._manager.page, None, state, None, limit)
         found = await asyncio.get_running_loop().run_in_executor(self._pool, page)
         return [views.item(record) for record in found.items]
 
@@ -235,13 +248,14 @@ class _Lookout(threading.Thread):
                 away = True
 
 
-async def serve(server: Server, sockets: Sequence[socket.socket]) -> None:
-    """Serve until SIGTERM or SIGINT."""
+async def serve(server: Server, sockets: Sequence[socket.socket], served: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGTERM or SIGINT; ``served`` is called when it begins."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     server.start(sockets)
+    served()
     await ended.wait()
     logger.info("server stops")
     await server.stop()

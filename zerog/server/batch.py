@@ -8,11 +8,18 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from zerog import codec, views
-from zerog.exceptions import IdempotencyKeyReused, InvalidParameters, StoreUnavailable, UnknownParent, ZerogError
+from zerog.exceptions import (
+    IdempotencyKeyReused,
+    InvalidParameter,
+    InvalidParameters,
+    StoreUnavailable,
+    UnknownParent,
+    ZerogError,
+)
 from zerog.manager import BatchItem, Options, Submission, Submitted
 from zerog.registry import read_body
 from zerog.server.endpoint import Answer, Endpoint
-from zerog.server.run import YEAR, checked_moment, hidden, idempotency_key, may_submit, parse_moment, principal
+from zerog.server.run import KEY, YEAR, checked_moment, hidden, idempotency_key, may_submit, parse_moment, principal
 
 _MOST = 1000
 
@@ -23,7 +30,9 @@ class BatchItemBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     parameters: dict[str, Any]
-    name: str | None = Field(None, min_length=1, max_length=100, description="what others in the batch call it by")
+    name: str | None = Field(
+        None, pattern=r"^[^\x00-\x1f\x7f]+$", max_length=100, description="what others in the batch call it by"
+    )
     parents: list[str] = Field(default_factory=list, max_length=100, description="names in the batch, and UUIDs")
     delay: float | None = Field(None, ge=0, le=YEAR)
     notBefore: str | None = None
@@ -46,6 +55,7 @@ class RunBatch(Endpoint):
         }
     }
     problems: ClassVar = {"POST": (IdempotencyKeyReused,)}
+    headers: ClassVar = {"POST": (KEY,)}
 
     async def find(self) -> None:
         """Refuse a job type that nobody knows, or that the token does not allow."""
@@ -59,10 +69,10 @@ class RunBatch(Endpoint):
             detail = f"a batch has 1 to {_MOST:,} items, and not {len(entries):,}"
             raise InvalidParameters([{"pointer": "", "code": "length", "detail": detail}])
         verdicts = await self.off_loop(self._submitted, entries, key)
-        # What nobody could store now is to be sent again as it is, and not to be corrected.
-        if all(isinstance(verdict, StoreUnavailable) for verdict in verdicts):
-            raise next(verdict for verdict in verdicts if isinstance(verdict, StoreUnavailable))
         accepted = any(isinstance(verdict, Submitted) for verdict in verdicts)
+        away = next((verdict for verdict in verdicts if isinstance(verdict, StoreUnavailable)), None)
+        if away is not None and not accepted:
+            raise away  # what could not be stored now is to be sent again as it is, and not to be corrected
         body = {"items": [_shown(verdict) for verdict in verdicts], "href": self.request.uri}
         return Answer(body, 202 if accepted else 422, page="batch")
 
@@ -103,8 +113,12 @@ class RunBatch(Endpoint):
         except ValueError as error:
             detail = f"it must be {error}"
             raise InvalidParameters([{"pointer": "/notBefore", "code": "format", "detail": detail}]) from error
-        now = self.services.clock.now()
-        return Options(read.priority, checked_moment(now, read.delay, moment), tuple(sorted(written.items())))
+        try:
+            not_before = checked_moment(self.services.clock.now(), read.delay, moment)
+        except InvalidParameter as error:
+            detail = error.errors[0]["detail"]
+            raise InvalidParameters([{"pointer": "/notBefore", "code": "limit", "detail": detail}]) from error
+        return Options(read.priority, not_before, tuple(sorted(written.items())))
 
     def _without_hidden(self, items: Sequence[BatchItem]) -> list[BatchItem]:
         """Refuse parents of types that do not exist for whoever asks."""

@@ -23,6 +23,7 @@ from zerog.server.endpoint import (
     HTML,
     JSON,
     Answer,
+    header,
 )
 from zerog.server.negotiation import choose, matches
 
@@ -47,6 +48,13 @@ class Data(OfJob):
             206: ("the range of bytes that was asked for", "Bytes"),
             304: ("nothing has changed", None),
         }
+    }
+    headers: ClassVar = {
+        "GET": (
+            header("Range", "one range of bytes"),
+            header("If-Range", "the ETag for which the range is meant"),
+            header("If-None-Match", "an ETag: 304 while nothing has changed"),
+        )
     }
     problems: ClassVar = {
         "GET": (JobFailed, JobCancelled, RangeNotSatisfiable, *((JobFailed.status, code) for code in _FAILED))

@@ -41,6 +41,7 @@ from zerog.exceptions import (
 from zerog.server import pages
 from zerog.server.endpoint import (
     ANY,
+    BYTES,
     EVENTS,
     HTML,
     JSON,
@@ -68,6 +69,9 @@ _BASIC = 'Basic realm="ZeroG: the token is the password", charset="UTF-8"'
 #: What pages of allowed origins may send and read beside what every page may.
 _SENT = "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Prefer, Range"
 _EXPOSED = "ETag, Idempotency-Replayed, Link, Location, Preference-Applied, RateLimit, RateLimit-Policy, Retry-After"
+
+#: The status that is counted for a client that did not wait for its answer; nginx has the same.
+_GONE = 499
 
 _UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
@@ -98,11 +102,15 @@ class Door(tornado.web.RequestHandler):
         self._failed = self._counted = False
         self._principal: Token | None = None
         self._limits: Mapping[str, str] = {}
+        self._asked: Request | None = None
+        self._dressed: Answer | None = None
+        self._call: asyncio.Future[Any] | None = None
 
     # Before the body
 
     def prepare(self) -> Awaitable[None] | None:
-        """Check what can be checked before the body is read; a body that is too large is not read at all."""
+        """Check what can be checked before the body is read; one that is too large, or a stranger's, is not read."""
+        self._services.in_flight.add(self)
         try:
             self._check_head()
         except ZerogError as error:
@@ -111,6 +119,8 @@ class Door(tornado.web.RequestHandler):
         length = self._content_length()
         if length is not None and length > self._services.max_body:
             return self._refuse_unread(self._refusal or self._too_large())
+        if isinstance(self._refusal, (Unauthenticated, Misdirected)) and (length or self._is_chunked()):
+            return self._refuse_unread(self._refusal)
         return None
 
     def _check_head(self) -> None:
@@ -135,7 +145,7 @@ class Door(tornado.web.RequestHandler):
 
     def _check_host(self) -> None:
         allowed = self._services.allowed_hosts
-        if "*" in allowed:
+        if "*" in allowed or self._endpoint.public:  # whoever probes names an address
             return
         host = self.request.host.lower()
         name = host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
@@ -229,11 +239,16 @@ class Door(tornado.web.RequestHandler):
         text = self.request.headers.get("Content-Length", "")
         return int(text) if text.isascii() and text.isdigit() else None
 
+    def _is_chunked(self) -> bool:
+        return "Transfer-Encoding" in self.request.headers
+
     async def _refuse_unread(self, error: ZerogError) -> None:
         """Answer before the body was read, let the client finish within bounds, and close the connection."""
+        self._dress(self._problem(error))
         self.set_header("Connection", "close")
-        await self._send(self._problem(error), finish=False)
+        await self._send(finish=False)
         self._count()
+        self._services.in_flight.discard(self)
         stream = self.detach()
         try:
             if "100-continue" not in self.request.headers.get("Expect", "").lower():
@@ -258,14 +273,18 @@ class Door(tornado.web.RequestHandler):
 
     async def _refuse_half_read(self, error: ZerogError) -> None:
         """Answer in the middle of a body of unknown length, and let the client finish within bounds."""
+        self._dress(self._problem(error))
         self.set_header("Connection", "close")
-        await self._send(self._problem(error), finish=False)
+        await self._send(finish=False)
         self._count()
         asyncio.get_running_loop().call_later(_LINGER_SECONDS, self.close_stream)
 
     def on_connection_close(self) -> None:
-        """Forget a request whose client has gone."""
+        """Forget a request whose client has gone, and what waits for a thread to answer it."""
+        if self._call is not None:
+            self._call.cancel()
         self._services.arriving.pop(self, None)
+        self._services.in_flight.discard(self)
         super().on_connection_close()
 
     def on_finish(self) -> None:
@@ -275,6 +294,7 @@ class Door(tornado.web.RequestHandler):
     def close_stream(self) -> None:
         """End the connection."""
         self._services.arriving.pop(self, None)
+        self._services.in_flight.discard(self)
         stream: Any = getattr(self.request.connection, "stream", None)
         if stream is not None:
             stream.close()
@@ -288,25 +308,34 @@ class Door(tornado.web.RequestHandler):
             return
         self._services.arriving.pop(self, None)
         try:
-            answer = await self._answer(path)
-        except ZerogError as error:
-            answer = self._problem(error)
-        except Exception:
-            logger.exception("request failed: %s %s", self.request.method, codec.printable(self.request.path, 200))
-            self._failed = True
-            answer = self._problem(InternalError())
-        try:
-            await self._send(answer)
+            await self._dress_answer(path)
+            await self._send()
         except StreamClosedError:
             return  # the client has gone
         finally:
             self._count()
+            self._services.in_flight.discard(self)
+
+    async def _dress_answer(self, path: Mapping[str, str]) -> None:
+        """Have the request answered, and make the answer ready to be sent."""
+        try:
+            try:
+                self._dress(await self._answer(path))
+            except ZerogError as error:
+                self._dress(self._problem(error))
+        except StreamClosedError:
+            self.set_status(_GONE, "Client Closed Request")
+            raise
+        except (Exception, SystemExit, KeyboardInterrupt):  # whatever an application's endpoint does
+            logger.exception("request failed: %s %s", self.request.method, codec.printable(self.request.path, 200))
+            self._failed = True
+            self._dress(self._problem(InternalError()))
 
     def _count(self) -> None:
         """Count the request among the statistics, once, whatever became of it."""
         if not self._counted:
             self._counted = True
-            seconds = self.request.request_time()
+            seconds = self.request.request_time() - (self._asked.waited if self._asked is not None else 0.0)
             self._services.statistics.count_request(self._endpoint.name, self.get_status(), seconds, self._failed)
 
     head = post = put = patch = delete = options = get
@@ -318,7 +347,7 @@ class Door(tornado.web.RequestHandler):
         if method == "OPTIONS":
             return Answer(status=204, headers={"Allow": self._endpoint.allow()})
         verb = "GET" if method == "HEAD" else method
-        request = Request(
+        request = self._asked = Request(
             verb,
             path,
             self.request.headers,
@@ -342,9 +371,19 @@ class Door(tornado.web.RequestHandler):
         if is_coroutine:
             done = await call(*arguments)
         else:
-            # In threads of their own: however long they wait, no other request waits for them.
-            done = await asyncio.get_running_loop().run_in_executor(self._services.applications, call, *arguments)
+            done = await self._in_thread(call, *arguments)
         return done if isinstance(done, Answer) else Answer(done)
+
+    async def _in_thread(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a plain method in a thread of its own kind: however long it waits, no other request waits for it."""
+        loop = asyncio.get_running_loop()
+        self._call = loop.run_in_executor(self._services.applications, call, *arguments)
+        try:
+            return await self._call
+        except asyncio.CancelledError:
+            if self._call.cancelled():  # nobody waits for it any more, and it had not begun
+                raise StreamClosedError from None
+            raise
 
     def _check_media_type(self) -> None:
         kind, *parameters = (part.strip() for part in self.request.headers.get("Content-Type", "").lower().split(";"))
@@ -378,19 +417,30 @@ class Door(tornado.web.RequestHandler):
         media_type = HTML if offer == HTML else PROBLEM
         return Answer(body, error.status, headers, "problem", media_type)
 
-    async def _send(self, answer: Answer, finish: bool = True) -> None:
-        if self._answered:
-            return
-        self._answered = True
+    def _dress(self, answer: Answer) -> None:
+        """Set status, headers and body, in place of what was set before; raises for what cannot be sent."""
+        self.clear()
+        if not isinstance(answer.status, int) or not 200 <= answer.status <= 599:
+            raise ValueError(f"an answer has a status from 200 to 599, and not {answer.status!r}")
         self.set_status(answer.status)
         for name, value in {**_ALWAYS, **self._cors(), **self._limits, **answer.headers}.items():
+            value.encode("latin-1")
             self.set_header(name, value)
         if self._services.allowed_origins:
             self.set_header("Vary", f"{self._headers.get('Vary', 'Accept')}, Origin")
-        if answer.stream is not None:
-            await self._send_stream(answer)
+        self._dressed = answer
+        if answer.stream is None:
+            self._write_body(answer)
+
+    async def _send(self, finish: bool = True) -> None:
+        """Send the answer that is ready."""
+        if self._answered:
             return
-        self._write_body(answer)
+        self._answered = True
+        assert self._dressed is not None
+        if self._dressed.stream is not None:
+            await self._send_stream(self._dressed)
+            return
         if finish:
             await self.finish()
         else:
@@ -400,9 +450,10 @@ class Door(tornado.web.RequestHandler):
         if answer.status in (204, 303, 304):
             self.clear_header("Content-Type")
             return
-        media_type = answer.media_type or self._offer
+        media_type = answer.media_type or answer.headers.get("Content-Type") or self._offer
         if isinstance(answer.body, bytes):
             body = answer.body
+            media_type = media_type if media_type != self._offer or self._offer not in (JSON, HTML) else BYTES
         elif media_type == HTML:
             body = pages.render(answer.page, answer.body, self.request.path, self.request.host, answer.aside)
             media_type = "text/html; charset=utf-8"
@@ -410,7 +461,7 @@ class Door(tornado.web.RequestHandler):
                 self.set_header(name, value)
         else:
             body = codec.dumps(answer.body)
-            if media_type not in (JSON, PROBLEM):
+            if media_type not in (JSON, PROBLEM) and "Content-Type" not in answer.headers:
                 media_type = JSON
         self.set_header("Content-Type", media_type)
         self.set_header("Content-Length", str(len(body)))
@@ -424,6 +475,9 @@ class Door(tornado.web.RequestHandler):
             return
         if answer.media_type == EVENTS:
             await self.flush()  # so that the client knows at once that it is heard
+            # That is the answer; how long somebody watches says nothing of the server, and its end waits for nobody.
+            self._count()
+            self._services.in_flight.discard(self)
         try:
             async for piece in answer.stream:
                 if answer.media_type == EVENTS:
@@ -457,14 +511,11 @@ class Door(tornado.web.RequestHandler):
             error = UnknownJob(NO_SUCH_JOB)
         else:
             error = UnknownResource()
-        answer = self._problem(error)
-        for name, value in {**_ALWAYS, **answer.headers}.items():
-            self.set_header(name, value)
-        self.set_status(error.status)
+        self._dress(self._problem(error))
         self._failed = error.status >= 500
-        self._write_body(answer)
         self.finish()
         self._count()
+        self._services.in_flight.discard(self)
 
     def compute_etag(self) -> str | None:
         """Return None: endpoints give their own entity tags."""

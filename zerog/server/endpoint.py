@@ -21,17 +21,20 @@ Applications have endpoints too: every subclass with a ``url`` in ``<application
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from zerog import codec
 from zerog.clock import Clock
-from zerog.exceptions import InvalidParameter, UnknownJob, ZerogError
+from zerog.exceptions import Forbidden, InvalidParameter, UnknownJob, ZerogError
 from zerog.manager import Manager, Submission, Submitted
 from zerog.record import JobRecord
 from zerog.registry import Registry, read_body
@@ -54,6 +57,7 @@ JSON = "application/json"
 HTML = "text/html"
 EVENTS = "text/event-stream"
 PROBLEM = "application/problem+json"
+BYTES = "application/octet-stream"
 
 #: The same words for malformed and for unknown UUIDs.
 NO_SUCH_JOB = "there is no job with this UUID"
@@ -95,6 +99,10 @@ class RunParameter:
         """Read the value; ``ValueError`` says what would be right."""
         return text
 
+    def parameter(self) -> Parameter:
+        """Return how it is read and described."""
+        return Parameter(self.name, self.parse, self.schema, self.description)
+
     def before(self, endpoint: Endpoint, value: Any, uuid: str) -> None:
         """Do what belongs to the job before it is stored, in a thread of the pool: the job may never come to be."""
 
@@ -103,7 +111,8 @@ class RunParameter:
 class Answer:
     """What a method returns.
 
-    ``body`` is JSON, shown as the page ``page`` to people; ``stream`` gives bytes instead, as ``media_type``.
+    ``body`` is JSON, shown as the page ``page`` to people, or bytes, which are sent as they are; ``stream`` gives bytes
+    a piece at a time.  Bytes have the type ``media_type``, or the header Content-Type, or are of no type in particular.
     """
 
     body: Any = None
@@ -126,15 +135,17 @@ class Services:
     submit: Lane[Submission, Submitted]
     read: Lane[str, JobRecord]
     pool: Executor
-    #: The threads in which plain methods run.
+    #: The threads in which plain methods run, and those that ask whether the store is there.
     applications: Executor
+    probes: Executor
     watcher: Watcher
     statistics: Statistics
     tokens: Tokens
     rates: Rates
-    #: What waits by type, what runs, and how many watch.
+    #: What waits by type, what runs, the newest jobs, and how many watch.
     queue: Shared[list[dict[str, Any]]]
     running: Shared[list[dict[str, Any]]]
+    newest: Shared[list[dict[str, Any]]]
     streams: Streams
     max_body: int
     allowed_hosts: frozenset[str]
@@ -147,8 +158,9 @@ class Services:
     run_parameters: Sequence[RunParameter] = ()
     #: When this process began, as time and on the monotonic clock.
     started: tuple[float, float] = (0.0, 0.0)
-    #: Requests whose bodies are on their way, with the monotonic time of their headers.
+    #: Requests whose bodies are on their way, with the monotonic time of their headers; and all that are not answered.
     arriving: dict[Any, float] = field(default_factory=dict)
+    in_flight: set[Any] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -170,6 +182,8 @@ class Request:
     principal: Token | None = None
     query: Mapping[str, Any] = field(default_factory=dict)
     written: Mapping[str, str] = field(default_factory=dict)
+    #: Seconds for which it waited because the client had asked for that.
+    waited: float = 0.0
 
 
 class Endpoint:
@@ -182,6 +196,8 @@ class Endpoint:
     #: A model: what a method gets as its argument, from the query of GET and DELETE, else from the body, and from the
     #: parts of the URL that it has members for.  Or one for each method; or the parameters in the query, by method.
     parameters: ClassVar[type[BaseModel] | Mapping[str, type[BaseModel] | tuple[Parameter, ...]]] = {}
+    #: The headers that a method heeds, for the description.
+    headers: ClassVar[Mapping[str, tuple[Parameter, ...]]] = {}
     #: Media types that it offers, the preferred one first.
     offers: ClassVar[tuple[str, ...]] = (JSON, HTML)
     #: Methods whose body is read as JSON.
@@ -247,7 +263,12 @@ class Endpoint:
         return self.query_parameters(method)
 
     def run(self, job_type: str, parameters: Mapping[str, Any], key: str | None = None) -> JobRecord:
-        """Submit a job for whoever asks; returns its record.  Waits for the store: not for coroutines."""
+        """Submit a job for whoever asks; returns its record.  Waits for the store: not for coroutines.
+
+        ``Forbidden`` if the token does not allow jobs of this type.
+        """
+        if not self.sees(job_type):
+            raise Forbidden(f"the token does not allow jobs of the type {job_type}")
         checked = self.services.registry.validate(job_type, codec.canonical(parameters))
         principal = self.request.principal.id if self.request.principal is not None else ""
         return self.manager.submit(Submission(job_type, checked, key=key, principal=principal)).record
@@ -269,9 +290,17 @@ class Endpoint:
         """Return whether jobs of a type exist for whoever asks."""
         return self.request.principal is None or self.request.principal.sees(job_type)
 
-    async def off_loop(self, call: Callable[..., T], *arguments: Any) -> T:
+    async def off_loop(self, call: Callable[..., T], *arguments: Any, pool: Executor | None = None) -> T:
         """Call something that blocks in a thread of the pool: the one place where that is done."""
-        return await self._loop.run_in_executor(self.services.pool, call, *arguments)
+        return await self._loop.run_in_executor(pool or self.services.pool, call, *arguments)
+
+    async def as_asked(self, wait: Awaitable[T]) -> T:
+        """Wait for something because the client asked to: that time is none of the server's."""
+        begun = self._loop.time()
+        try:
+            return await wait
+        finally:
+            self.request.waited += self._loop.time() - begun
 
     def uuid(self) -> str:
         """Return the UUID in the path in lower case; what is none is an unknown job like any other."""
@@ -287,6 +316,14 @@ class Endpoint:
             if match:
                 return min(MAX_WAIT, int(match.group(1)))
         return None
+
+
+def header(name: str, description: str) -> Parameter:
+    """Return a header that a method heeds, for its description."""
+    return Parameter(name, str, {"type": "string"}, description)
+
+
+WAIT = header("Prefer", "wait=N waits up to N seconds, at most 60, before it answers")
 
 
 def ranged(name: str, low: int, high: int) -> Callable[[str], int]:
@@ -334,17 +371,32 @@ def read_query(pairs: list[tuple[str, str]], parameters: tuple[Parameter, ...]) 
 
 def read_model(model: type[M], request: Request, pairs: list[tuple[str, str]]) -> M:
     """Read the parameters of an application's endpoint; ``InvalidParameter`` in the query, else as for a job's body."""
-    path = {name: text for name, text in request.path.items() if name in model.model_fields}
+    members = {member.alias or name: member for name, member in model.model_fields.items()}
+    path = {name: text for name, text in request.path.items() if name in members}
     if request.method not in ("GET", "DELETE"):
         read_query(pairs, ())
         if not path:
             return read_body(model, request.body)
         return read_body(model, codec.canonical({**codec.parse(request.body), **path}))
-    known = tuple(Parameter(name, str, {}, "") for name in model.model_fields if name not in path)
-    values = {name: text for name, text in read_query(pairs, known).items() if text is not None}
+    known = tuple(
+        Parameter(name, str, {}, "", () if is_list(member) else None, repeated=is_list(member))
+        for name, member in members.items()
+        if name not in path
+    )
+    values = {name: given for name, given in read_query(pairs, known).items() if given not in (None, ())}
     try:
-        return model.model_validate_strings({**values, **path}, strict=False)
+        read = model.model_validate({**values, **path}, strict=False)
     except ValidationError as error:
         fault = error.errors(include_input=False, include_url=False)[0]
         name = str(fault["loc"][0]) if fault["loc"] else "query"
         raise InvalidParameter(name[:100], str(fault["msg"])) from None
+    for name, value in vars(read).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidParameter(name, "it must be a finite number")
+    return read
+
+
+def is_list(member: FieldInfo) -> bool:
+    """Return whether a member of a model takes several values, and may stand several times in a query."""
+    kinds = get_args(member.annotation) if get_origin(member.annotation) in (Union, UnionType) else [member.annotation]
+    return any((get_origin(kind) or kind) in (list, tuple, set, frozenset) for kind in kinds)

@@ -26,7 +26,7 @@ from zerog.server.endpoint import (
     Parameter,
     chosen,
 )
-from zerog.server.run import YEAR
+from zerog.server.run import YEAR, hidden
 from zerog.server.types import check_type
 
 #: Bytes of a result that the page of its job shows.
@@ -101,6 +101,9 @@ class Job(OfJob):
     async def get(self) -> Answer:
         """Show the whole record."""
         view = views.whole(self.record)
+        if self.limited and self.record.parents:
+            unseen = await self.off_loop(hidden, self, self.record.parents)
+            view["parents"] = [one for one in view["parents"] if one["href"].rpartition("/")[2] not in unseen]
         aside = await self.off_loop(self._aside) if self.request.offer == HTML else {}
         wanted = self.request.query["expand"]
         if wanted:

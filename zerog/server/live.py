@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from zerog import codec, views
 from zerog.exceptions import TooManyStreams, ZerogError
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 #: Seconds between two looks, and between two comments that keep a silent stream open.
 EVERY, COMMENT_EVERY = 1.0, 15.0
-#: Event streams that a process serves at once, beside those of progress.
+#: Event streams that a process serves at once: each holds a connection open.
 _STREAMS = 500
 
 
@@ -35,7 +35,7 @@ def streamed(pieces: AsyncIterator[bytes]) -> Answer:
 
 
 class Shared(Generic[T]):
-    """Something that is looked at once a second at most, however many ask."""
+    """Something that is looked at by one at a time, however many ask."""
 
     def __init__(self, look: Callable[[], Awaitable[T]]) -> None:
         self._look = look
@@ -43,13 +43,13 @@ class Shared(Generic[T]):
         self._at = float("-inf")
         self._found: T | None = None
 
-    async def get(self) -> T:
-        """Return it as it was less than a second ago."""
+    async def get(self, within: float = 0.0) -> T:
+        """Return it as it was at most ``within`` seconds ago; 0 for now, and all who ask meanwhile share that look."""
+        time = asyncio.get_running_loop().time
+        asked = time()
         async with self._lock:
-            now = asyncio.get_running_loop().time()
-            if self._found is None or now - self._at >= EVERY:
-                self._found = await self._look()
-                self._at = asyncio.get_running_loop().time()
+            if self._found is None or self._at < asked - within:
+                self._at, self._found = time(), await self._look()
             return self._found
 
 
@@ -80,6 +80,9 @@ class Watched(Endpoint):
     """Base of what can be watched: a stream says when what ``view`` returns has changed."""
 
     offers = (JSON, HTML, EVENTS)
+    problems: ClassVar = {"GET": (TooManyStreams,)}
+    #: Seconds that what is shown may be old: a stream has time until its next look.
+    within = 0.0
 
     async def view(self) -> dict[str, Any]:
         """Return what is shown."""
@@ -93,7 +96,7 @@ class Watched(Endpoint):
 
     async def _changes(self) -> AsyncIterator[bytes]:
         """Yield an event for what is there now, and one whenever it is not the same any more."""
-        known, silent = "", 0.0
+        known, silent, self.within = "", 0.0, EVERY
         while True:
             with suppress(ZerogError):  # an outage: what was seen last stays
                 body = codec.dumps(await self.view())
@@ -121,7 +124,7 @@ class Queue(Watched):
 
     async def view(self) -> dict[str, Any]:
         """Return the queue as whoever asks may see it."""
-        items = await self.services.queue.get()
+        items = await self.services.queue.get(self.within)
         seen = [one for one in items if self.sees(one["jobType"])]
         return {"href": self.url, "available": all(one["queue"] is not None for one in seen), "items": seen}
 
@@ -131,7 +134,7 @@ def queue_items(manager: Manager, job_types: Iterable[str]) -> list[dict[str, An
     pauses = manager.pauses()
     items = []
     for name in job_types:
-        stats = manager.queue_stats_or_none(name) if not manager.queue_away else None
+        stats = manager.queue_stats_or_none(name)
         age = manager.next_has_waited(name, stats)
         items.append(views.queued_type(name, stats, None if age is None else round(age, 1), pauses.get(name)))
     return items

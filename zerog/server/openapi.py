@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import zerog
@@ -11,8 +12,9 @@ from zerog import views
 from zerog.exceptions import ZerogError, tree
 from zerog.record import State
 from zerog.registry import Registry
-from zerog.server.endpoint import ANY, EVENTS, HTML, JSON, PROBLEM, Answer, Endpoint
+from zerog.server.endpoint import ANY, EVENTS, HTML, JSON, PROBLEM, Answer, Endpoint, Parameter, RunParameter
 from zerog.server.problems import problems
+from zerog.server.run import Run
 
 
 def _object(properties: Mapping[str, Any], required: Iterable[str] | None = None) -> dict[str, Any]:
@@ -248,20 +250,34 @@ class Description(Endpoint):
 
     async def get(self) -> Answer:
         """Send the description."""
-        return Answer(describe(self.services.endpoints, self.services.registry, self.services.tokens.on))
+        services = self.services
+        names = [name for name in services.registry.names if self.sees(name)]
+        known = Known(services.registry, names, services.run_parameters, services.tokens.on)
+        return Answer(describe(services.endpoints, known))
 
 
-def describe(endpoints: Iterable[type[Endpoint]], registry: Registry, closed: bool = False) -> dict[str, Any]:
-    """Return the description of endpoints and job types; ``closed`` says that tokens are on."""
+@dataclass(frozen=True)
+class Known:
+    """What a description is made of beside the endpoints: the job types ``names``, the parameters that applications add
+    to submits, and whether tokens are on (``closed``).  ``schemas`` are the components as far as they are known."""
+
+    registry: Registry
+    names: Sequence[str]
+    run_parameters: Sequence[RunParameter] = ()
+    closed: bool = False
+    schemas: dict[str, Any] = field(default_factory=lambda: _schemas())
+
+
+def describe(endpoints: Sequence[type[Endpoint]], known: Known) -> dict[str, Any]:
+    """Return the description of endpoints and job types."""
     paths: dict[str, Any] = {}
-    schemas = _schemas()
     for endpoint in endpoints:
         if endpoint.url == "/run/{jobType}":
-            for name in registry.names:
+            for name in known.names:
                 schema_name = "Parameters." + name
-                schemas[schema_name] = _lift(registry.schema(name), schema_name, schemas)
-                paths[f"/run/{name}"] = _path(endpoint, registry, closed, name)
-        paths[endpoint.url] = _path(endpoint, registry, closed)
+                known.schemas[schema_name] = _lift(known.registry.schema(name), schema_name, known.schemas)
+                paths[f"/run/{name}"] = _path(endpoint, known, name)
+        paths[endpoint.url] = _path(endpoint, known)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -273,7 +289,8 @@ def describe(endpoints: Iterable[type[Endpoint]], registry: Registry, closed: bo
         "servers": [{"url": "/"}],
         "paths": paths,
         "components": {
-            "schemas": schemas,
+            "schemas": known.schemas,
+            "responses": _refusals(endpoints),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "what zerog token create prints"}
             },
@@ -302,84 +319,87 @@ def _reference(target: str, name: str) -> str:
     return target.replace("#/$defs/", f"#/components/schemas/{name}.")
 
 
-def _path(endpoint: type[Endpoint], registry: Registry, closed: bool, job_type: str | None = None) -> dict[str, Any]:
+def _path(endpoint: type[Endpoint], known: Known, job_type: str | None = None) -> dict[str, Any]:
     operations = {}
     for method in endpoint.methods():
-        operation = _operation(endpoint, method, registry, job_type)
-        anybody = endpoint.public or not closed
+        operation = _operation(endpoint, method, known, job_type)
+        anybody = endpoint.public or not known.closed
         operation["security"] = [{"bearer": [endpoint.needed_role(method)]}, *([{}] if anybody else [])]
         operations[method.lower()] = operation
     return operations
 
 
-def _operation(endpoint: type[Endpoint], method: str, registry: Registry, job_type: str | None) -> dict[str, Any]:
-    summary = (getattr(endpoint, method.lower()).__doc__ or endpoint.name).strip().split("\n")[0]
+def _operation(endpoint: type[Endpoint], method: str, known: Known, job_type: str | None) -> dict[str, Any]:
+    summary = (getattr(endpoint, method.lower()).__doc__ or endpoint.__doc__ or endpoint.name).strip().split("\n")[0]
     suffix = f"_{job_type.replace('-', '_')}" if job_type else ""
+    name = f"{method.lower()}_{re.sub(r'[^a-z]+', '_', endpoint.name)}{suffix}"
     operation: dict[str, Any] = {
-        "operationId": f"{method.lower()}_{re.sub(r'[^a-z]+', '_', endpoint.name)}{suffix}",
+        "operationId": name,
         "summary": summary,
-        "parameters": _parameters(endpoint, method, registry, job_type),
+        "parameters": _parameters(endpoint, method, known, job_type, name),
         "responses": _responses(endpoint, method),
     }
     if endpoint.reads_json(method):
         schema: dict[str, Any] = {"$ref": f"#/components/schemas/Parameters.{job_type}"}
         if job_type is None:
             model = endpoint.bodies.get(method) or endpoint.model(method)
-            schema = {"type": "object"} if model is None else model.model_json_schema()
+            schema = {"type": "object"} if model is None else _lift(model.model_json_schema(), name, known.schemas)
             if endpoint.many:
                 schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": endpoint.many}
         content: dict[str, Any] = {"schema": schema}
         if job_type is not None:
-            content["example"] = registry.describe(job_type)["example"]
+            content["example"] = known.registry.describe(job_type)["example"]
         operation["requestBody"] = {"required": method not in endpoint.body_optional, "content": {JSON: content}}
     return operation
 
 
 def _parameters(
-    endpoint: type[Endpoint], method: str, registry: Registry, job_type: str | None
+    endpoint: type[Endpoint], method: str, known: Known, job_type: str | None, name: str
 ) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    for name in re.findall(r"\{(\w+)\}", endpoint.url):
-        if name == "jobType":
+    for part in re.findall(r"\{(\w+)\}", endpoint.url):
+        if part == "jobType":
             if job_type is not None:
                 continue
-            schema: dict[str, Any] = {"type": "string", "enum": registry.names}
+            schema: dict[str, Any] = {"type": "string", "enum": list(known.names)}
         else:
-            schema = {"type": "string", "format": "uuid"} if name == "uuid" else {"type": "string"}
-        found.append({"name": name, "in": "path", "required": True, "schema": schema})
-    found += _of_model(endpoint, method)
-    for parameter in endpoint.query_parameters(method):
-        found.append(
-            {
-                "name": parameter.name,
-                "in": "query",
-                "required": parameter.required,
-                "description": parameter.description,
-                "schema": {"type": "array", "items": dict(parameter.schema)}
-                if parameter.repeated
-                else dict(parameter.schema),
-            }
-        )
-    return found
+            schema = {"type": "string", "format": "uuid"} if part == "uuid" else {"type": "string"}
+        found.append({"name": part, "in": "path", "required": True, "schema": schema})
+    found += _of_model(endpoint, method, known, name)
+    found += [_parameter("query", one) for one in endpoint.query_parameters(method)]
+    if issubclass(endpoint, Run):
+        found += [_parameter("query", one.parameter()) for one in known.run_parameters]
+    return found + [_parameter("header", one) for one in endpoint.headers.get(method, ())]
 
 
-def _of_model(endpoint: type[Endpoint], method: str) -> list[dict[str, Any]]:
+def _parameter(place: str, parameter: Parameter) -> dict[str, Any]:
+    schema = dict(parameter.schema)
+    return {
+        "name": parameter.name,
+        "in": place,
+        "required": parameter.required,
+        "description": parameter.description,
+        "schema": {"type": "array", "items": schema} if parameter.repeated else schema,
+    }
+
+
+def _of_model(endpoint: type[Endpoint], method: str, known: Known, name: str) -> list[dict[str, Any]]:
     """Return the parameters in the query that an application's endpoint describes by a model."""
     model = endpoint.model(method)
     if model is None or endpoint.reads_json(method):
         return []
-    schema = model.model_json_schema()
+    schema = _lift(model.model_json_schema(), name, known.schemas)
     in_path = re.findall(r"\{(\w+)\}", endpoint.url)
     return [
         {
-            "name": name,
+            "name": member,
             "in": "query",
-            "required": name in schema.get("required", ()),
-            "description": member.get("description", ""),
-            "schema": member,
+            "required": member in schema.get("required", ()),
+            "description": described.get("description", ""),
+            "schema": described,
         }
-        for name, member in schema.get("properties", {}).items()
-        if name not in in_path
+        for member, described in schema.get("properties", {}).items()
+        if member not in in_path
     ]
 
 
@@ -389,14 +409,27 @@ def _responses(endpoint: type[Endpoint], method: str) -> dict[str, Any]:
     if not responses:
         responses["200"] = {"description": "the answer", "content": {offer: {} for offer in endpoint.offers}}
     for status, codes in problems(endpoint, method).items():
-        refusal = _refusal(codes)
-        answer = responses.setdefault(str(status), {"description": refusal["description"], "content": {}})
-        answer["content"] = {**refusal["content"], **answer["content"]}
-    responses["default"] = {
-        "description": "any other error, as a problem document",
-        "content": {PROBLEM: {"schema": _PROBLEM}, HTML: {"schema": {"type": "string"}}},
-    }
+        answer = responses.setdefault(str(status), {"$ref": f"#/components/responses/{_name(status, codes)}"})
+        if "content" in answer:
+            answer["content"] = {**_refusal(codes)["content"], **answer["content"]}
+    responses["default"] = {"$ref": "#/components/responses/Problem"}
     return responses
+
+
+def _refusals(endpoints: Iterable[type[Endpoint]]) -> dict[str, Any]:
+    """Return the responses that are problems, each once however many operations answer it."""
+    any_other = {PROBLEM: {"schema": _PROBLEM}, HTML: {"schema": {"type": "string"}}}
+    found: dict[str, Any] = {"Problem": {"description": "any other error, as a problem document", "content": any_other}}
+    for endpoint in endpoints:
+        for method in endpoint.methods():
+            for status, codes in problems(endpoint, method).items():
+                found[_name(status, codes)] = _refusal(codes)
+    return found
+
+
+def _name(status: int, codes: Sequence[str]) -> str:
+    """Return the name of a response that is a problem with one of some codes."""
+    return f"Problem{status}.{codes[0] if len(codes) == 1 else views.digest(','.join(codes).encode())[:8]}"
 
 
 def _refusal(codes: Sequence[str]) -> dict[str, Any]:

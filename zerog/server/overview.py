@@ -36,6 +36,10 @@ class Overview(Endpoint):
         except (DatastoreError, TimeoutError):
             return None
 
+    async def queue_items(self) -> list[dict[str, Any]]:
+        """Return what waits by type, as it was less than a second ago, as far as whoever asks may see it."""
+        return [one for one in await self.services.queue.get() if self.sees(one["jobType"])]
+
     def agents(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Return the newest agents, and how many there are in which state."""
         shown: list[dict[str, Any]] = []
@@ -44,7 +48,8 @@ class Overview(Endpoint):
             state = self.manager.fleet.state(record)
             states[state] += 1
             if len(shown) < _AGENTS:
-                shown.append(views.agent(record, state))
+                view = views.agent(record, state)
+                shown.append({**view, "jobTypes": [name for name in view["jobTypes"] if self.sees(name)]})
         return shown, states
 
 
@@ -58,7 +63,7 @@ class ViewStatus(Overview):
     async def get(self) -> Answer:
         """Show everything that helps whoever operates it."""
         totals = await self.totals()
-        queue, (agents, states) = await self.off_loop(self._queue), await self.off_loop(self.agents)
+        queue, (agents, states) = await self._queue(), await self.off_loop(self.agents)
         body = {
             "href": self.url,
             "service": self.manager.service,
@@ -85,14 +90,11 @@ class ViewStatus(Overview):
             "version": zerog.__version__,
         }
 
-    def _queue(self) -> dict[str, Any]:
-        paused = self.manager.pauses()
-        items = []
-        for name in filter(self.sees, self.services.registry.names):
-            stats = self.manager.queue_stats_or_none(name)
-            items.append(
-                {"jobType": name, "queue": views.queue(stats), "paused": name in paused, "href": f"/types/{name}"}
-            )
+    async def _queue(self) -> dict[str, Any]:
+        items = [
+            {**{name: one[name] for name in ("jobType", "queue", "href")}, "paused": one["paused"] is not None}
+            for one in await self.queue_items()
+        ]
         return {"available": all(one["queue"] is not None for one in items), "items": items}
 
 
@@ -121,18 +123,18 @@ class Metrics(Overview):
 
     async def get(self) -> Answer:
         """Send the metrics."""
-        totals = await self.totals()
-        return Answer(await self.off_loop(self._text, totals), media_type=MEDIA_TYPE)
+        totals, items = await self.totals(), await self.queue_items()
+        return Answer(await self.off_loop(self._text, totals, items), media_type=MEDIA_TYPE)
 
-    def _text(self, totals: Totals | None) -> bytes:
+    def _text(self, totals: Totals | None, items: list[dict[str, Any]]) -> bytes:
         from zerog.server.metrics import exposition
 
-        queues = [(name, *self._queue_of(name)) for name in filter(self.sees, self.services.registry.names)]
+        queues = [(one["jobType"], *_depth_and_age(one)) for one in items]
         return exposition(totals, queues, self.agents()[1], self.sees)
 
-    def _queue_of(self, job_type: str) -> tuple[int | None, float | None]:
-        """Return how many of a type wait in the queue, and for how long the next one has been due."""
-        stats = self.manager.queue_stats_or_none(job_type)
-        if stats is None:
-            return None, None
-        return stats.ready + stats.delayed, self.manager.next_has_waited(job_type, stats) or 0.0
+
+def _depth_and_age(item: dict[str, Any]) -> tuple[int | None, float | None]:
+    """Return how many of a type wait in the queue, and for how long the next one has been due."""
+    if item["queue"] is None:
+        return None, None
+    return item["queue"]["ready"] + item["queue"]["delayed"], item["ageSeconds"] or 0.0

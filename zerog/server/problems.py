@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from inspect import iscoroutinefunction
 
 from zerog import exceptions
 from zerog.exceptions import ZerogError
@@ -61,4 +62,6 @@ def _problems(endpoint: type[Endpoint], method: str) -> Iterator[type[ZerogError
     if endpoint.reads_json(method):
         yield from _BODY
         yield exceptions.ArrayExpected if endpoint.many else exceptions.ObjectExpected
+    if not iscoroutinefunction(getattr(endpoint, method.lower(), None)):
+        yield exceptions.TooBusy
     yield from endpoint.problems.get(method, ())

@@ -16,11 +16,13 @@ from zerog.server.endpoint import (
     EVENTS,
     HTML,
     JSON,
+    WAIT,
     Answer,
     Parameter,
     chosen,
+    header,
 )
-from zerog.server.live import COMMENT, COMMENT_EVERY, EVERY, event, streamed
+from zerog.server.live import COMMENT, COMMENT_EVERY, EVERY, event
 from zerog.server.negotiation import matches
 
 
@@ -31,11 +33,13 @@ class Progress(OfJob):
     url = "/jobs/{uuid}/progress"
     offers = (JSON, HTML, EVENTS)
     responses = {"GET": {200: ("how far it is", "Progress"), 304: ("nothing has changed", None)}}
+    problems: ClassVar = {"GET": (TooManyStreams,)}
+    headers: ClassVar = {"GET": (WAIT, header("If-None-Match", "an ETag: 304 while nothing has changed"))}
 
     async def get(self) -> Answer:
         """Show progress at once, when it changes (``Prefer: wait``), or as a stream of events."""
         if self.request.offer == EVENTS:
-            return streamed(self._stream())
+            return self.services.streams.answer(self._stream())
         view = views.progress(self.record)
         headers = {}
         known = self.request.headers.get("If-None-Match")
@@ -43,7 +47,7 @@ class Progress(OfJob):
         if wait is not None:
             headers["Preference-Applied"] = f"wait={wait}"
             if known is None or matches(known, views.etag(view)):
-                view = views.progress(await self.services.watcher.next(self.record, wait))
+                view = views.progress(await self.as_asked(self.services.watcher.next(self.record, wait)))
         headers["ETag"] = views.etag(view)
         if known is not None and matches(known, headers["ETag"]):
             return Answer(status=304, headers=headers)
@@ -78,6 +82,7 @@ class Events(OfJob):
     }  # fmt: skip
     responses = {"GET": {200: ("a page of events, oldest first", "Events")}}
     problems: ClassVar = {"GET": (TooManyStreams,)}
+    headers: ClassVar = {"GET": (header("Last-Event-ID", "the number of the last entry that a stream had"),)}
 
     async def get(self) -> Answer:
         """Page through the log of the job's events."""

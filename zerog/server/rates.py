@@ -6,6 +6,7 @@ of a second in between, several servers may let a few more through.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from zerog.clock import Clock
@@ -29,7 +30,7 @@ class Rates:
             return {}
         now = self.clock.now()
         spent = self.statistics.spend(token, int(now // _WINDOW))
-        reset = max(1, int(_WINDOW - now % _WINDOW))
+        reset = max(1, math.ceil(_WINDOW - now % _WINDOW))
         headers = {
             "RateLimit-Policy": f'"token";q={self.limit};w={_WINDOW}',
             "RateLimit": f'"token";r={max(0, self.limit - spent)};t={reset}',

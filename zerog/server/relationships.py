@@ -10,6 +10,7 @@ from zerog.manager import Page
 from zerog.record import JobRecord
 from zerog.server.collection import CURSOR, LIMIT, OfJob, collection, expand_parameter
 from zerog.server.endpoint import Answer
+from zerog.server.run import hidden
 
 #: Children that are counted; of more it is only said that there are.
 _COUNTED = 1000
@@ -29,11 +30,12 @@ class Relationships(OfJob):
         """Show references to the parents and the children, and how many there are."""
         parents = await self.off_loop(parents_of, self)
         children = await self.off_loop(self._children)
+        unseen = await self.off_loop(hidden, self, self.record.parents)
         href = views.job_href(self.record.uuid)
         count = len(children.items) if children.next is None else None
         body: dict[str, Any] = {
             "href": f"{href}/relationships",
-            "parents": {"href": f"{href}/parents", "count": len(self.record.parents)},
+            "parents": {"href": f"{href}/parents", "count": len(self.record.parents) - len(unseen)},
             "children": {"href": f"{href}/children", "count": count},
         }
         for name, records in (("parents", parents), ("children", children.items)):

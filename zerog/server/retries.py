@@ -19,10 +19,11 @@ from zerog.record import State
 from zerog.registry import read_body
 from zerog.server.collection import OfJob
 from zerog.server.endpoint import (
+    WAIT,
     Answer,
     Endpoint,
 )
-from zerog.server.run import PARENT, check_parents, idempotency_key, principal, submit
+from zerog.server.run import KEY, PARENT, check_parents, idempotency_key, principal, submit
 from zerog.server.types import check_type
 
 
@@ -50,6 +51,7 @@ class Retry(OfJob):
             202: ("the new job is stored and will run", "Progress"),
         }
     }
+    headers: ClassVar = {"POST": (KEY, WAIT)}
     problems: ClassVar = {"POST": (NotRetryable, UnknownType, IdempotencyKeyReused)}
 
     async def post(self) -> Answer:

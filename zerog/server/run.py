@@ -17,10 +17,12 @@ from zerog.exceptions import (
 )
 from zerog.manager import Options, Submission
 from zerog.server.endpoint import (
+    WAIT,
     Answer,
     Endpoint,
     Parameter,
     RunParameter,
+    header,
     ranged,
 )
 
@@ -61,6 +63,9 @@ PARENT = Parameter(
 )  # fmt: skip
 
 
+KEY = header("Idempotency-Key", "1 to 255 visible ASCII characters: the same request once more makes nothing new")
+
+
 class Run(Endpoint):
     """Submit a job."""
 
@@ -87,6 +92,7 @@ class Run(Endpoint):
         }
     }
     problems: ClassVar = {"POST": (UnknownParent, IdempotencyKeyReused)}
+    headers: ClassVar = {"POST": (KEY, WAIT)}
 
     async def find(self) -> None:
         """Refuse a job type that nobody knows, or that the token does not allow."""
@@ -110,12 +116,13 @@ class Run(Endpoint):
         """Return the parameters of a submit, those of applications too."""
         if not self.services.run_parameters:
             return self.query_parameters(method)
-        added = (Parameter(one.name, one.parse, one.schema, one.description) for one in self.services.run_parameters)
+        added = (one.parameter() for one in self.services.run_parameters)
         return (*self.query_parameters(method), *added)
 
     def _before(self, submission: Submission, wanted: Sequence[RunParameter]) -> None:
-        """Let applications do what comes before the job, unless its key was used for another."""
-        self.manager.check_key(submission)
+        """Let applications do what comes before the job, unless it is clear already that there will be none."""
+        if not self.manager.check_key(submission):
+            self.manager.check_parents(submission.options.parents)
         for one in wanted:
             one.before(self, self.request.query[one.name], submission.uuid)
 
@@ -182,6 +189,6 @@ async def submit(endpoint: Endpoint, submission: Submission) -> Answer:
     wait = endpoint.preferred_wait()
     if wait is not None:
         headers["Preference-Applied"] = f"wait={wait}"
-        record = await endpoint.services.watcher.terminal(record, wait)
+        record = await endpoint.as_asked(endpoint.services.watcher.terminal(record, wait))
     status = 200 if wait is not None and record.terminal else 202
     return Answer(views.progress(record), status, headers, "job")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any, ClassVar
 
 import zerog
-from zerog import views
 from zerog.exceptions import StoreUnavailable, UnknownResource, ZerogError
 from zerog.server import pages
 from zerog.server.endpoint import JSON, Answer, Endpoint
@@ -29,7 +30,7 @@ class Start(Watched):
 
     async def view(self) -> dict[str, Any]:
         """Return what whoever asks may see."""
-        page = await self.off_loop(self.manager.page, None, None, None, 10)
+        newest = await self.services.newest.get(self.within)
         body: dict[str, Any] = {
             "service": self.manager.service,
             "version": zerog.__version__,
@@ -38,8 +39,8 @@ class Start(Watched):
             "types": {"href": "/types"},
             "openapi": {"href": "/openapi.json"},
             "queue": {"href": "/queue"},
-            "running": [one for one in await self.services.running.get() if self.sees(one["jobType"])],
-            "newest": [views.item(record) for record in page.items if self.sees(record.job_type)],
+            "running": [one for one in await self.services.running.get(self.within) if self.sees(one["jobType"])],
+            "newest": [one for one in newest if self.sees(one["jobType"])],
         }
         return body
 
@@ -71,8 +72,9 @@ class Ready(Endpoint):
 
     async def get(self) -> Answer:
         """Ask store and queue; only the store decides."""
-        store = await self._asked(self.manager.store.probe)
-        queue = not self.manager.queue_away and await self._asked(self.manager.queue.identity, own_thread=True)
+        # In threads that nothing else uses: whether the store is there must not depend on who else waits for what.
+        store = await self._asked(self.manager.store.probe, self.services.probes)
+        queue = not self.manager.queue_away and await self._asked(self._queue, self.services.pool)
         body = {
             "status": "ok" if store and queue else "degraded" if store else "unavailable",
             "store": "ok" if store else "unavailable",
@@ -89,11 +91,12 @@ class Ready(Endpoint):
         except StoreUnavailable:
             return True
 
-    async def _asked(self, call: Any, own_thread: bool = False) -> bool:
-        # The queue's connection belongs to the thread that asks, so it is looked up there.
-        target = (lambda: self.manager.queue.identity()) if own_thread else call
+    def _queue(self) -> None:
+        self.manager.queue.identity()  # looked up here: its connection belongs to the thread that asks
+
+    async def _asked(self, call: Callable[[], object], pool: Executor) -> bool:
         try:
-            await asyncio.wait_for(self.off_loop(target), _READY_WITHIN)
+            await asyncio.wait_for(self.off_loop(call, pool=pool), _READY_WITHIN)
         except (ZerogError, TimeoutError):
             return False
         return True

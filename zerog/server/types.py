@@ -113,9 +113,7 @@ def check_type(endpoint: Endpoint, job_type: str) -> None:
 
 async def type_view(endpoint: Endpoint, name: str, host: str) -> dict[str, Any]:
     """Return a job type with its queue; the queue is null while it is away."""
-    stats = None
-    if not endpoint.manager.queue_away:
-        stats = await endpoint.off_loop(endpoint.manager.queue_stats_or_none, name)
+    stats = await endpoint.off_loop(endpoint.manager.queue_stats_or_none, name)
     pause = (await endpoint.off_loop(endpoint.manager.pauses)).get(name)
     shown = asdict(pause) if pause is not None else None
     return views.job_type(endpoint.services.registry.describe(name), host, stats, shown)

@@ -21,10 +21,19 @@ class Watcher:
         self._read = read
         self._waiting: dict[str, list[tuple[JobRecord, asyncio.Future[JobRecord]]]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._ended = False
+
+    def end(self) -> None:
+        """Let nobody wait any longer: everybody goes on with what was seen last."""
+        self._ended = True
+        for entries in self._waiting.values():
+            for record, future in entries:
+                if not future.done():
+                    future.set_result(record)
 
     async def next(self, record: JobRecord, timeout: float) -> JobRecord:
         """Wait until what clients see of a job differs from ``record``; returns it, or ``record`` after ``timeout``."""
-        if record.terminal:
+        if record.terminal or self._ended:
             return record
         future: asyncio.Future[JobRecord] = asyncio.get_running_loop().create_future()
         entry = (record, future)
@@ -46,7 +55,7 @@ class Watcher:
         """Wait until a job has ended; returns it as it is then, or after ``timeout``."""
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
-        while not record.terminal and (left := end - loop.time()) > 0:
+        while not record.terminal and not self._ended and (left := end - loop.time()) > 0:
             record = await self.next(record, left)
         return record
 
