@@ -12,6 +12,7 @@ from zerog import codec, views
 from zerog.exceptions import (
     IdempotencyKeyReused,
     NotRetryable,
+    UnknownParent,
     UnknownType,
 )
 from zerog.manager import check_retryable
@@ -52,7 +53,7 @@ class Retry(OfJob):
         }
     }
     headers: ClassVar = {"POST": (KEY, WAIT)}
-    problems: ClassVar = {"POST": (NotRetryable, UnknownType, IdempotencyKeyReused)}
+    problems: ClassVar = {"POST": (NotRetryable, UnknownParent, UnknownType, IdempotencyKeyReused)}
 
     async def post(self) -> Answer:
         """Try the job again: without a body with its parameters, else with those in the body.
