@@ -376,7 +376,9 @@ def slow(folder: Path, runs: int) -> list[Row]:
     quiet: dict[str, list[float]] = {"GET progress": [], "submit": []}
     beside: dict[str, list[float]] = {"GET progress": [], "submit": []}
     with ExitStack() as stack:
-        made = Deployment(folder / "slow", applications="workers.examples,tests", lease="30", sweep="30", grace="5")
+        made = Deployment(
+            folder / "slow", applications="workers.examples,tests,tests.benchmarks", lease="30", sweep="30", grace="5"
+        )
         stack.callback(made.close)
         made.start_server()
         uuid = made.submit("resize", {"path": "a"})
