@@ -30,6 +30,7 @@ from tests.deployment import Deployment
 from tests.services import ROOT, Beanstalkd, CouchbaseServer, Process, connects, free_port, wait_until
 from zerog import bootstrap, config
 from zerog.clock import from_iso
+from zerog.exceptions import DatastoreError, ZerogError
 from zerog.manager import Submission
 from zerog.record import JobRecord
 
@@ -132,7 +133,7 @@ def drained(made: Deployment, count: int) -> float:
     with parts_of(made) as parts:
         agent = psutil.Process(made.start_agent().pid)
         wait_until(lambda: settled(agent, int(made.environment["ZEROG_SLOTS"])), 60, "the agent's children")
-        agent.suspend()
+        suspend(agent, parts)
         fill(parts, count)
         agent.resume()
         last = parts.manager.page(limit=1).items[0].uuid
@@ -162,7 +163,22 @@ def fill(parts: bootstrap.Parts, count: int) -> None:
     """Submit so many no-op jobs, 500 at a time."""
     parameters = parts.registry.validate("noop", b"{}")
     for _ in range(count // 500):
-        parts.manager.submit_all([Submission("noop", parameters) for _ in range(500)])
+        for done in parts.manager.submit_all([Submission("noop", parameters) for _ in range(500)]):
+            if isinstance(done, ZerogError):
+                raise done
+
+
+def suspend(agent: psutil.Process, parts: bootstrap.Parts) -> None:
+    """Stop an agent where it holds no lock of the store."""
+    for _ in range(100):
+        agent.suspend()
+        try:
+            parts.store.append("benchmark", b"{}")
+            return
+        except DatastoreError:
+            agent.resume()
+            time.sleep(0.05)  # until its write is done
+    raise SystemExit("the agent writes all the time")
 
 
 def settled(agent: psutil.Process, slots: int) -> bool:
