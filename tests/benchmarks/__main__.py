@@ -10,14 +10,15 @@ import json
 import os
 import platform
 import re
+import select
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -404,11 +405,8 @@ def slow(folder: Path, runs: int) -> list[Row]:
                 "submit": (f"{made.url}/run/resize", True),
             }.items():
                 quiet[name].append(p99(url, post))
-                with ThreadPoolExecutor(HELD) as pool:
-                    waiting = [pool.submit(httpx.get, f"{made.url}/slow?seconds=8", timeout=60) for _ in range(HELD)]
+                with held(made.port, HELD):
                     beside[name].append(p99(url, post))
-                    if any(one.done() for one in waiting):
-                        raise SystemExit("the slow requests were not there to the end")
     return [
         Row(
             f"p99 of a {name}, 50 at once, {HELD} in a slow endpoint, beside none there",
@@ -419,6 +417,19 @@ def slow(folder: Path, runs: int) -> list[Row]:
         )
         for name in quiet
     ]
+
+
+@contextmanager
+def held(port: int, count: int) -> Iterator[None]:
+    """Hold so many requests in the endpoint that waits; none may be answered before the end."""
+    with ExitStack() as stack:
+        ends = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 10)) for _ in range(count)]
+        for end in ends:
+            end.sendall(b"GET /slow?seconds=10 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(1)  # until they have their threads, as many as there are
+        yield
+        if select.select(ends, [], [], 0)[0]:
+            raise SystemExit("the slow requests were not there to the end")
 
 
 def p99(url: str, post: bool) -> float:
