@@ -26,6 +26,8 @@ class Watcher:
     def end(self) -> None:
         """Let nobody wait any longer: everybody goes on with what was seen last."""
         self._ended = True
+        if self._task is not None:
+            self._task.cancel()
         for entries in self._waiting.values():
             for record, future in entries:
                 if not future.done():
