@@ -15,7 +15,6 @@ from workers.pipeline.states import KEPT, Standing, Standings, topic
 from zerog.server import Answer, Problem
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
-_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 #: Entries that are looked at for one page of a history.
 _LOOKED_AT = 5000
 
@@ -70,7 +69,7 @@ class Log(zerog.server.Endpoint):
         """Write where a job stands: 201 if the pipeline did not know the job, 200 if it did, 202 if that is to happen
         soon (``Prefer: respond-async``).  Under an Idempotency-Key it is written once."""
         self._refuse_hidden(entry.job)
-        key = self._key()
+        key = self.idempotency_key()
         if "respond-async" in self.request.headers.get("Prefer", "").lower().replace(" ", "").split(","):
             return self._later(entry, key)
         _standings.announce(self, entry.pipeline)
@@ -79,13 +78,13 @@ class Log(zerog.server.Endpoint):
         message = self.topics.read(topic(entry.pipeline), number - 1, 1)[0]
         if message.value != value:
             raise Problem(422, "the Idempotency-Key was used for another entry", "idempotency_key_reused")
-        _, first = _standings.placed(self, entry.pipeline, entry.job, message.key)
+        first = _standings.first_of(self, entry.pipeline, entry.job)
         view = entry_view(entry.pipeline, message.number, message.at, value)
         return Answer(view, 200 if first < message.number else 201, {"Location": view["href"]})
 
     def _write(self, pipeline: str, value: dict[str, Any], key: str | None) -> int:
         """Write an entry once and return its number."""
-        written = f"key:{self._principal()}:{key}" if key is not None else f"once:{secrets.token_hex(8)}"
+        written = f"key:{self.principal}:{key}" if key is not None else f"once:{secrets.token_hex(8)}"
         known = _standings.number_of(self, pipeline, written) if key is not None else None
         if known is not None:
             return known
@@ -93,15 +92,6 @@ class Log(zerog.server.Endpoint):
         number = _standings.number_of(self, pipeline, written)
         assert number is not None
         return number
-
-    def _principal(self) -> str:
-        return self.request.principal.id if self.request.principal is not None else ""
-
-    def _key(self) -> str | None:
-        key = self.request.headers.get("Idempotency-Key")
-        if key is not None and not _KEY.fullmatch(key):
-            raise Problem(400, "an Idempotency-Key is 1 to 255 visible ASCII characters", "invalid_parameter")
-        return key
 
     def _refuse_hidden(self, job: str) -> None:
         """Refuse to write about a job of ZeroG that does not exist for whoever asks."""

@@ -124,10 +124,10 @@ class Standings:
             self._follow(endpoint, pipeline, folded)
             return folded.shown(endpoint)
 
-    def placed(self, endpoint: zerog.server.Endpoint, pipeline: str, job: str, key: str) -> tuple[int | None, int]:
-        """Return the numbers of the first entry with a key, and of the first one about a job."""
+    def first_of(self, endpoint: zerog.server.Endpoint, pipeline: str, job: str) -> int:
+        """Return the number of the first entry about a job."""
         with self._read(endpoint, pipeline) as folded:
-            return folded.number_of(key), folded.jobs[job].first
+            return folded.jobs[job].first
 
     def number_of(self, endpoint: zerog.server.Endpoint, pipeline: str, key: str) -> int | None:
         """Return the number of the first entry with a key, if there is one."""

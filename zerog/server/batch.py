@@ -19,7 +19,7 @@ from zerog.exceptions import (
 from zerog.manager import BatchItem, Options, Submission, Submitted
 from zerog.registry import read_body
 from zerog.server.endpoint import Answer, Endpoint
-from zerog.server.run import KEY, YEAR, checked_moment, hidden, idempotency_key, may_submit, parse_moment, principal
+from zerog.server.run import KEY, YEAR, checked_moment, hidden, may_submit, parse_moment
 
 _MOST = 1000
 
@@ -63,7 +63,7 @@ class RunBatch(Endpoint):
 
     async def post(self) -> Answer:
         """Validate and store the jobs, parents before those that wait for them; a verdict for each, in order."""
-        key = idempotency_key(self)
+        key = self.idempotency_key()
         entries = codec.parse_array(self.request.body)
         if not 1 <= len(entries) <= _MOST:
             detail = f"a batch has 1 to {_MOST:,} items, and not {len(entries):,}"
@@ -91,7 +91,7 @@ class RunBatch(Endpoint):
                 raise InvalidParameters([{"pointer": "", "code": "type", "detail": "an item is an object"}])
             read = read_body(BatchItemBody, codec.canonical(entry))
             submission = Submission(
-                self.request.path["jobType"], self._parameters(read), self._options(read), key, principal(self)
+                self.request.path["jobType"], self._parameters(read), self._options(read), key, self.principal
             )
             return BatchItem(submission, read.name, tuple(read.parents))
         except ZerogError as error:

@@ -68,6 +68,7 @@ ANY = ("*/*",)
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}", re.ASCII)
+_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 _PREFERENCE = re.compile(r"wait=([0-9]{1,6})", re.ASCII)
 
 #: Seconds that ``Prefer: wait`` can ask for at most.
@@ -267,11 +268,26 @@ class Endpoint:
 
         ``Forbidden`` if the token does not allow jobs of this type.
         """
+        self.check_may_run(job_type)
+        checked = self.services.registry.validate(job_type, codec.canonical(parameters))
+        return self.manager.submit(Submission(job_type, checked, key=key, principal=self.principal)).record
+
+    def check_may_run(self, job_type: str) -> None:
+        """Raise ``Forbidden`` for a job type that the token does not allow."""
         if not self.sees(job_type):
             raise Forbidden(f"the token does not allow jobs of the type {job_type}")
-        checked = self.services.registry.validate(job_type, codec.canonical(parameters))
-        principal = self.request.principal.id if self.request.principal is not None else ""
-        return self.manager.submit(Submission(job_type, checked, key=key, principal=principal)).record
+
+    @property
+    def principal(self) -> str:
+        """Whose idempotency keys those of the request are."""
+        return self.request.principal.id if self.request.principal is not None else ""
+
+    def idempotency_key(self) -> str | None:
+        """Return the Idempotency-Key of the request."""
+        key = self.request.headers.get("Idempotency-Key")
+        if key is not None and not _KEY.fullmatch(key):
+            raise InvalidParameter("Idempotency-Key", "it must be 1 to 255 visible ASCII characters")
+        return key
 
     async def find(self) -> None:
         """Find what the path names, or raise the 404; called before the query and the body are looked at."""

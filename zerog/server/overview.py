@@ -37,7 +37,7 @@ class Overview(Endpoint):
             return None
 
     async def queue_items(self) -> list[dict[str, Any]]:
-        """Return what waits by type, as it was less than a second ago, as far as whoever asks may see it."""
+        """Return what waits by type, as far as whoever asks may see it."""
         return [one for one in await self.services.queue.get() if self.sees(one["jobType"])]
 
     def agents(self) -> tuple[list[dict[str, Any]], dict[str, int]]:

@@ -24,7 +24,7 @@ from zerog.server.endpoint import (
     Answer,
     Endpoint,
 )
-from zerog.server.run import KEY, PARENT, check_parents, idempotency_key, principal, submit
+from zerog.server.run import KEY, PARENT, check_parents, submit
 from zerog.server.types import check_type
 
 
@@ -60,7 +60,7 @@ class Retry(OfJob):
 
         A job that had not run waits for its parents again, or for those in the query.
         """
-        key = idempotency_key(self)
+        key = self.idempotency_key()
         registry = self.services.registry
         body = self.request.body or codec.dumps(self.record.parameters)
         check_retryable(self.record)  # before its parameters are looked at
@@ -68,7 +68,7 @@ class Retry(OfJob):
         parents = self.request.query["parent"]
         await check_parents(self, parents)
         again = await self.off_loop(self.manager.again, self.record, parameters, key, parents)
-        return await submit(self, replace(again, principal=principal(self)))
+        return await submit(self, replace(again, principal=self.principal))
 
 
 class Retries(Endpoint):

@@ -10,7 +10,6 @@ from typing import ClassVar
 
 from zerog import codec, views
 from zerog.exceptions import (
-    Forbidden,
     IdempotencyKeyReused,
     InvalidParameter,
     UnknownParent,
@@ -26,7 +25,6 @@ from zerog.server.endpoint import (
     ranged,
 )
 
-_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 YEAR = 31_536_000
 _INTEGER = {"type": "integer"}
 
@@ -102,10 +100,10 @@ class Run(Endpoint):
         """Validate, persist, enqueue, and answer the UUID: in this order, all of it in the Manager."""
         job_type = self.request.path["jobType"]
         options = self._options()
-        key = idempotency_key(self)
+        key = self.idempotency_key()
         parameters = self.services.registry.validate(job_type, self.request.body)
         await check_parents(self, options.parents)
-        submission = Submission(job_type, parameters, options, key, principal(self))
+        submission = Submission(job_type, parameters, options, key, self.principal)
         wanted = [one for one in self.services.run_parameters if self.request.query[one.name] is not None]
         if wanted:
             submission = replace(submission, fixed=submission.uuid)
@@ -137,8 +135,7 @@ def may_submit(endpoint: Endpoint) -> None:
     """Refuse the job type of a path that nobody knows, or that the token does not allow."""
     job_type = endpoint.request.path["jobType"]
     endpoint.services.registry.get(job_type)
-    if not endpoint.sees(job_type):
-        raise Forbidden(f"the token does not allow jobs of the type {job_type}")
+    endpoint.check_may_run(job_type)
 
 
 def checked_moment(now: float, delay: float | None, moment: float | None) -> float | None:
@@ -152,11 +149,6 @@ def checked_moment(now: float, delay: float | None, moment: float | None) -> flo
     return moment if moment is not None and moment > now else None
 
 
-def principal(endpoint: Endpoint) -> str:
-    """Return whose idempotency keys those of a request are."""
-    return endpoint.request.principal.id if endpoint.request.principal is not None else ""
-
-
 async def check_parents(endpoint: Endpoint, parents: Sequence[str]) -> None:
     """Refuse parents of types that do not exist for whoever asks; others are checked where the job is stored."""
     if endpoint.limited and parents:
@@ -168,14 +160,6 @@ def hidden(endpoint: Endpoint, uuids: Sequence[str]) -> list[str]:
     """Return those of the jobs that are of types which do not exist for whoever asks."""
     found = endpoint.manager.get_many(list(uuids)) if endpoint.limited else {}
     return [uuid for uuid, record in found.items() if not endpoint.sees(record.job_type)]
-
-
-def idempotency_key(endpoint: Endpoint) -> str | None:
-    """Return the Idempotency-Key of a request."""
-    key = endpoint.request.headers.get("Idempotency-Key")
-    if key is not None and not _KEY.fullmatch(key):
-        raise InvalidParameter("Idempotency-Key", "it must be 1 to 255 visible ASCII characters")
-    return key
 
 
 async def submit(endpoint: Endpoint, submission: Submission) -> Answer:
