@@ -244,7 +244,13 @@ def test_an_entry_not_touched_for_its_ttr_goes_to_another(connect: Callable[[], 
     holder, other = connect(), connect()
     holder.put(Put(TUBE, b"x", ttr=1.0))
     found = reserved(holder)
-    assert reserved(other).body == b"x"
+    end = time.monotonic() + 3
+    while (taken := other.reserve([TUBE], 0.5)) is None:
+        assert time.monotonic() < end, "no entry within 3 s"
+        # beanstalkd 1.12 now and then forgets the end of a TTR until the holder's connection says something (4 of 76
+        # times where it said nothing, with bare sockets): a lapsed lease and the sweep do not wait for that.
+        holder.stats(TUBE)
+    assert taken.body == b"x"
     with pytest.raises(ReservationLost):
         found.touch()
 
