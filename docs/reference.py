@@ -74,7 +74,8 @@ def _endpoints() -> Iterator[str]:
             yield f"``{method} {endpoint.url}``"
             yield f"    {(getattr(endpoint, method.lower()).__doc__ or '').splitlines()[0]}"
             yield ""
-            role = "nobody's token is needed" if endpoint.public else f"role ``{endpoint.needed_role(method)}``"
+            roles = " or ".join(f"``{role}``" for role in endpoint.needed_roles(method))
+            role = "nobody's token is needed" if endpoint.public else f"role {roles}"
             yield f"    * {role}; offers {', '.join(f'``{one}``' for one in endpoint.offers)}"
             for parameter in endpoint.parameters.get(method, ()):
                 yield f"    * query ``{parameter.name}``: {parameter.description}"

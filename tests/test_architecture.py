@@ -13,11 +13,13 @@ from tests.services import ROOT
 #: Prefix of a module → its row.  The longest prefix that fits decides.
 ROWS = {
     "zerog.exceptions": 0, "zerog.clock": 0, "zerog.failpoints": 0,
-    "zerog.outcome": 1, "zerog.config": 1, "zerog.codec": 1,
+    "zerog.needs": 1, "zerog.outcome": 1, "zerog.config": 1, "zerog.codec": 1,
     "zerog.record": 2,
     "zerog.registry": 3, "zerog.views": 3, "zerog.leases": 3, "zerog.fleet": 3, "zerog.job": 3, "zerog.parents": 3, "zerog.retry": 3,
     "zerog.datastore": 3, "zerog.queue": 3,
+    "zerog.orders": 3,
     "zerog.manager": 4, "zerog.statistics": 4, "zerog.tokens": 4, "zerog.topics": 4,
+    "zerog.master": 5, "zerog.recorder": 5, "zerog.entries": 5, "zerog.questions": 5, "zerog.remote": 5,
     "zerog.sweep": 5, "zerog.sweeper": 5, "zerog.chores": 5, "zerog.datastore.sqlite": 5, "zerog.datastore.couchbase": 5,
     "zerog.datastore.faulty": 5, "zerog.datastore.memcached": 5, "zerog.queue.sqlite": 5, "zerog.queue.beanstalkd": 5,
     "zerog.server": 6, "zerog.agent": 6,

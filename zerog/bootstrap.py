@@ -7,7 +7,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -18,8 +18,10 @@ from zerog.config import Settings, shown
 from zerog.datastore import faulty
 from zerog.datastore.base import Datastore
 from zerog.exceptions import BadSetting, MissingDependency
-from zerog.fleet import AgentRecord, Lock, heartbeat, remove_old
+from zerog.fleet import Lock, Name, remove_old, stem_of
 from zerog.manager import Manager
+from zerog.master import Master, Registration
+from zerog.needs import Limits
 from zerog.queue.base import Queue
 from zerog.registry import Registry
 from zerog.statistics import Statistics
@@ -29,6 +31,10 @@ from zerog.tokens import Tokens
 if TYPE_CHECKING:
     from zerog.agent.agent import Agent
     from zerog.server.app import Server
+
+
+#: Set for an agent that executes itself anew: the descriptor of the file that holds its name, and the name.
+KEPT_NAME = "_ZEROG_NAME"
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,7 @@ def make_server(settings: Settings) -> ServerParts:
         max_body=settings.max_body,
         idle_timeout=settings.idle_timeout,
         sweep=settings.sweep,
+        heartbeat=heartbeat_of(settings),
         rate_limit=settings.rate_limit,
         allowed_hosts=address.hosts(settings.address, settings.allowed_hosts),
         allowed_origins=frozenset(origin.lower().rstrip("/") for origin in settings.allowed_origins or ()),
@@ -212,79 +219,107 @@ def make_lock(settings: Settings, clock: Clock, name: str) -> Lock:
     return lock
 
 
-def make_record(settings: Settings, parts: Parts, name: str, job_types: Sequence[str], lock: Lock) -> AgentRecord:
-    """Return what an agent says of itself."""
-    return AgentRecord(
-        name,
-        socket.gethostname(),
-        os.getpid(),
-        __version__,
-        tuple(job_types),
-        parts.clock.now(),
-        lock.presence,
-        heartbeat=heartbeat(settings.lease),
-    )
+def heartbeat_of(settings: Settings) -> float:
+    """Return the seconds between two signs of life of an agent: three fit into a lease."""
+    return settings.heartbeat if settings.heartbeat is not None else max(1.0, settings.lease / 3)
+
+
+def take_name(settings: Settings) -> Name:
+    """Return the agent's id, held; that of the process that executed itself anew as this one, if it did."""
+    directory = settings.path(settings.run_dir) / "agents"
+    kept = os.environ.pop(KEPT_NAME, None)
+    descriptor, wanted = None, settings.name
+    if kept is not None:
+        number, _, wanted = kept.partition(":")
+        descriptor = int(number)
+    try:
+        return Name(directory, wanted, stem_of(socket.gethostname()), descriptor)
+    except OSError as error:
+        raise BadSetting(f"run_dir ({settings.sources['run_dir']}): {error}") from error
+    except BadSetting as error:
+        raise BadSetting(f"name ({settings.sources['name']}): {error}") from error
 
 
 @dataclass(frozen=True)
 class AgentParts:
-    """What the daemon of an agent is made of; ``lock`` shows that it lives, ``register`` says so in the store."""
+    """What the daemon of an agent is made of; ``lock`` shows that it lives, ``name`` is the id that it holds."""
 
     agent: Agent
     parts: Parts
     lock: Lock
-    register: Callable[..., None]
+    name: Name
     statistics: Statistics
 
 
 def make_agent(settings: Settings) -> AgentParts:
     """Return the agent that the settings describe."""
+    from zerog.agent.account import Account
     from zerog.agent.agent import Agent
     from zerog.agent.attempt import Terms
     from zerog.agent.process import Program
+    from zerog.agent.usage import Usage, machine
 
     # An agent must never wait so long for store or queue that its leases suffer.
     parts = assemble(settings, min(settings.deadline, settings.lease / 10))
-    names = settings.job_types if settings.job_types is not None else tuple(parts.registry.names)
-    for name in names:
-        if name not in parts.registry:
-            known = ", ".join(parts.registry.names)
-            raise BadSetting(f"job_types ({settings.sources['job_types']}): there is no {name!r}, only {known}")
-    name = process_name()
-    lock = make_lock(settings, parts.clock, name)
-    record = make_record(settings, parts, name, names, lock)
-
-    def register(superseded: int, draining: bool = False, stopped: bool = False) -> None:
-        now = parts.clock.now()
-        parts.manager.fleet.update(
-            replace(record, heard_at=now, superseded=superseded, draining=draining, stopped=stopped)
-        )
-
+    job_types = _served(settings, parts)
+    name = take_name(settings)
+    instance = process_name()
+    lock = make_lock(settings, parts.clock, instance)
+    statistics = open_statistics(parts, instance, lock)
+    ram, cpus = machine()
+    has = Limits(settings.ram or ram, settings.cpus or cpus)
     terms = Terms(
-        agent=name,
-        tubes=[parts.manager.tube(name) for name in names],
+        agent=name.id,
+        holder=instance,
+        job_types=job_types,
+        labels=settings.labels,
+        has=has,
         lease=settings.lease,
         grace=settings.grace,
         time_limit=settings.time_limit,
         max_jobs=settings.max_jobs,
         max_memory=settings.max_memory,
-        statistics=open_statistics(parts, name, lock),
+        statistics=statistics,
+        account=Account(parts.clock),
     )
-    program = Program(settings.applications, settings.max_result)
-    slots = settings.slots or os.cpu_count() or 1
+    registration = Registration(
+        id=name.id,
+        instance=instance,
+        hostname=socket.gethostname(),
+        version=__version__,
+        job_types=tuple(job_types),
+        labels=settings.labels,
+        has=Limits(ram, cpus),
+        limits=Limits(settings.ram, settings.cpus),
+        pid=os.getpid(),
+        presence=lock.presence,
+        direct=True,
+    )
     agent = Agent(
         parts.manager,
         parts.open_queue(),
         parts.clock,
         terms,
-        program,
-        slots,
+        Program(settings.applications, settings.max_result),
+        settings.slots or os.cpu_count() or 1,
+        Master(parts.manager, statistics, heartbeat_of(settings)),
+        registration,
         settings.drain,
         settings.sweep,
-        register,
-        Candidate(name, lock.presence),
+        Candidate(instance, lock.presence),
+        Usage(parts.clock, str(settings.path(settings.run_dir))),
     )
-    return AgentParts(agent, parts, lock, register, terms.statistics)
+    return AgentParts(agent, parts, lock, name, statistics)
+
+
+def _served(settings: Settings, parts: Parts) -> Sequence[str]:
+    """Return the job types that an agent serves."""
+    names = settings.job_types if settings.job_types is not None else tuple(parts.registry.names)
+    for name in names:
+        if name not in parts.registry:
+            known = ", ".join(parts.registry.names)
+            raise BadSetting(f"job_types ({settings.sources['job_types']}): there is no {name!r}, only {known}")
+    return names
 
 
 def root() -> str:

@@ -70,6 +70,7 @@ class Chores(threading.Thread):
         tasks = [
             *(_Task(chore.__name__, 1.0, chore) for chore in self._first),
             _Task("pauses", 1.0, self._manager.look_at_pauses),
+            _Task("needs", 1.0, self._manager.look_at_needs),
             _Task("release", 0.0, self._manager.release_pending),
             _Task("doubts", 1.0, self._manager.say_doubtful),
             _Task("sweeper", min(1.0, self._every), self._keep_lease),

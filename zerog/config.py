@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 from zerog.exceptions import BadSetting
 
 _SERVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+_AGENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=-]{0,99}", re.ASCII)
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
@@ -129,6 +131,35 @@ def _origins(value: Any) -> tuple[str, ...] | None:
     return origins
 
 
+def _agent_name(value: Any) -> str:
+    if not isinstance(value, str) or not _AGENT.fullmatch(value) or value == "commands":
+        raise ValueError(f"a name that matches {_AGENT.pattern}, and not commands")
+    return value
+
+
+def _labels(value: Any) -> tuple[str, ...]:
+    labels = _list(value)
+    if len(labels) > 50 or not all(_LABEL.fullmatch(one) for one in labels):
+        raise ValueError(f"at most 50 labels, comma separated, each of which matches {_LABEL.pattern}")
+    return tuple(sorted(set(labels)))
+
+
+def _optional_bytes(value: Any) -> int | None:
+    return None if value in (None, "") else _bytes(value)
+
+
+def _optional_cores(value: Any) -> float | None:
+    if value in (None, ""):
+        return None
+    try:
+        cores = float(str(value))
+    except ValueError:
+        cores = 0.0
+    if isinstance(value, bool) or not 0.001 <= cores <= 100_000 or round(cores, 3) != cores:
+        raise ValueError("cores, such as 4 or 0.5, to a thousandth")
+    return cores
+
+
 def _applications(value: Any) -> tuple[str, ...]:
     names = _list(value)
     if not names or not all(part.isidentifier() for name in names for part in name.split(".")):
@@ -216,6 +247,15 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("slots", None, lambda value: None if value is None else _count(value),
             "how many jobs an agent runs at once; by default one for each CPU", "agent"),
     Setting("job_types", "all", _optional_list, "job types that the agent serves, comma separated", "agent"),
+    Setting("name", None, _agent_name, "the agent's id; by default its host's name and the first number that is free",
+            "agent"),
+    Setting("labels", "", _labels, "what jobs can ask for that need certain agents, such as gpu,site:oslo", "agent"),
+    Setting("ram", None, _optional_bytes, "memory that the agent's jobs may take together; by default the machine's",
+            "agent"),
+    Setting("cpus", None, _optional_cores, "cores that the agent's jobs may take together; by default the machine's",
+            "agent"),
+    Setting("heartbeat", None, _optional_seconds, "time between two signs of life of an agent; by default lease/3",
+            "everything"),
     Setting("drain", 60, _seconds, "how long running jobs may go on after SIGTERM", "agent"),
     Setting("grace", 5, _seconds, "time between asking a job to stop, SIGTERM and SIGKILL", "agent"),
     Setting("time_limit", None, _optional_seconds, "limit of an attempt whose job type sets none", "agent"),
@@ -259,6 +299,11 @@ class Settings:
     idle_timeout: float
     slots: int | None
     job_types: tuple[str, ...] | None
+    name: str | None
+    labels: tuple[str, ...]
+    ram: int | None
+    cpus: float | None
+    heartbeat: float | None
     drain: float
     grace: float
     time_limit: float | None

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from zerog import bootstrap, failpoints
 from zerog.config import SETTINGS, Settings
 from zerog.exceptions import BadSetting, DatastoreError
+from zerog.fleet import Name
 from zerog.supervisor import Supervisor
 from zerog.tokens import Tokens
 
@@ -114,12 +115,27 @@ def run_worker(settings: Settings) -> None:
     gc.freeze()
     made.agent.run()
     made.statistics.stop()
+    anew = made.agent.then == "restart"
     try:
-        made.register(made.agent.superseded, stopped=True)
+        made.agent.say_goodbye()
     except DatastoreError as error:
         logger.info("the store was not told of the end: %s", error)
     made.parts.store.close()
     made.lock.close()
+    if anew:
+        _execute_anew(made.name, parent)
+    made.name.close()
+
+
+def _execute_anew(name: Name, parent: int | None) -> None:
+    """Be this very process once more, with its pid and the agent's name."""
+    logger.info("agent %s executes itself anew", name.id)
+    logging.shutdown()
+    os.set_inheritable(name.descriptor, True)
+    environment = {**os.environ, bootstrap.KEPT_NAME: f"{name.descriptor}:{name.id}"}
+    if parent is not None:
+        environment[_PARENT] = str(parent)
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def _arm() -> None:

@@ -13,9 +13,10 @@ of a problem document.  ``code`` is the stable word that programs compare.
     │   │   └── InvalidParameter         one name in the query or a header; carries ``parameter``
     │   ├── Unauthenticated 401
     │   ├── Forbidden, CrossOrigin       403
-    │   ├── UnknownResource              404, with UnknownJob, UnknownType and UnknownToken below it
+    │   ├── UnknownResource              404, with UnknownJob, UnknownType, UnknownAgent and UnknownToken below it
     │   ├── MethodNotAllowed 405, NotAcceptable 406, RequestTimeout 408
-    │   ├── StateConflict                409: NotFinished, AlreadyFinished, JobFailed, JobCancelled
+    │   ├── StateConflict                409: NotFinished, AlreadyFinished, JobFailed, JobCancelled, AgentAlive
+    │   ├── PreconditionFailed 412, PreconditionRequired 428
     │   ├── BodyTooLarge 413, UnsupportedMediaType 415, RangeNotSatisfiable 416, Misdirected 421
     │   ├── InvalidParameters, IdempotencyKeyReused, DuplicateName, CyclicParents, ParentRefused 422
     │   ├── RateLimited 429, TooManyStreams 503
@@ -193,6 +194,12 @@ class UnknownJob(UnknownResource):
     code = "unknown_job"
 
 
+class UnknownAgent(UnknownResource):
+    """There is no agent with this id."""
+
+    code = "unknown_agent"
+
+
 class UnknownToken(UnknownResource):
     """There is no token with this id."""
 
@@ -255,6 +262,26 @@ class JobCancelled(StateConflict):
     """The job was cancelled, so it has no data."""
 
     code = "job_cancelled"
+
+
+class AgentAlive(StateConflict):
+    """Another process is this agent, and it lives."""
+
+    code = "agent_alive"
+
+
+class PreconditionFailed(RequestError):
+    """The resource has changed since the version that If-Match names."""
+
+    status = 412
+    code = "precondition_failed"
+
+
+class PreconditionRequired(RequestError):
+    """The request must name in If-Match the version of the resource that it is meant for."""
+
+    status = 428
+    code = "precondition_required"
 
 
 class BodyTooLarge(RequestError):

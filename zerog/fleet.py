@@ -1,9 +1,10 @@
 """Fleet: the agents that ever spoke, and which of them are certainly gone (R7).
 
-An agent holds the lock of a file of its own in ``run_dir`` for as long as it lives; the kernel lets go of it however
-the agent ends.  Its record says which file that is: boot, device, inode, and a random text inside it.  Whoever finds
-that very file unlocked, on the same boot, knows that the agent is gone.  A missing or another file proves nothing: two
-containers may share a name and a store and not a directory.
+An agent has an ``id`` that it keeps, and another ``instance`` at each start, which its leases name.  It holds the lock
+of a file of its own in ``run_dir`` for as long as it lives; the kernel lets go of it however the agent ends.  Its
+record says which file that is: boot, device, inode, and a random text inside it.  Whoever finds that very file
+unlocked, on the same boot, knows that the agent is gone.  A missing or another file proves nothing: two containers may
+share a name and a store and not a directory.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +23,37 @@ from typing import Any
 from zerog import codec
 from zerog.clock import Clock, from_iso, to_iso
 from zerog.datastore.base import Datastore
-from zerog.exceptions import CorruptDocument, NotFound
+from zerog.exceptions import BadSetting, CorruptDocument, NotFound
+from zerog.needs import NOTHING, UNSAID, Limits, Needs
 
 #: Ending of the files that somebody holds locked.
 LOCKED = ".lock"
 
-#: Agents whose presence is remembered.
+#: What an agent's id may be: it becomes the name of a tube and a part of a URL.
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+
+#: Words that are no ids, since URLs have them in the place of one.
+NO_IDS = ("commands",)
+
+#: States of an agent that speaks; the others have said goodbye.
+SPEAKING = ("running", "draining", "drained")
+STATES = (*SPEAKING, "retired", "offline")
+
+#: Logs of an agent: the attempts that ended there, those that failed, its own unhandled exceptions.
+LOG_JOBS, LOG_FAILURES, LOG_EXCEPTIONS = "agent-jobs", "agent-failures", "agent-exceptions"
+
+#: Entries of such a log that are written as one.
+_TOGETHER = 100
+
+#: Agents, and instances that are gone, that are remembered, and for how many seconds a record is taken for what it is.
 _REMEMBERED = 10_000
+_FRESH = 1.0
 
 #: Agents that are looked at when somebody asks who lives, and those that are read in one go.
 _LOOKED_AT, _PAGE = 1000, 100
+
+#: Agents of one host that get a name by themselves.
+_NAMES = 10_000
 
 #: Seconds for which the file of an agent that is gone is kept: it is the proof.
 _KEPT = 86_400.0
@@ -92,6 +115,54 @@ class Lock:
             os.close(descriptor)
 
 
+class Name:
+    """An agent's id: a file that it holds locked, so that no other agent of this host has the same.
+
+    ``wanted`` is the id; without one it is ``stem`` with the first number that is free.  ``BadSetting`` if another has
+    it.  ``descriptor`` is the open file of a process that executed itself anew.
+    """
+
+    def __init__(self, directory: Path, wanted: str | None, stem: str, descriptor: int | None = None) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.descriptor = -1
+        if descriptor is not None and wanted is not None:
+            self.id, self.descriptor = wanted, descriptor
+            os.set_inheritable(descriptor, False)
+            return
+        names = [wanted] if wanted is not None else [f"{stem}-{number}" for number in range(1, _NAMES + 1)]
+        for name in names:
+            if self._take(directory / f"{name}.name"):
+                self.id = name
+                return
+        raise BadSetting(f"another agent of this host has the name {names[0]!r}")
+
+    def _take(self, path: Path) -> bool:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            return False
+        self.descriptor = descriptor
+        return True
+
+    def close(self) -> None:
+        """Let others have the name.  The file stays: removing it would let two have it.  May be called twice."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def stem_of(hostname: str) -> str:
+    """Return the beginning of an agent's default name: its host's name, as far as an id can have it."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", hostname).lstrip("._-")[:90] or "agent"
+
+
+def is_id(text: str) -> bool:
+    """Return whether a text can be an agent's id."""
+    return bool(ID.fullmatch(text)) and text not in NO_IDS
+
+
 def is_free(descriptor: int) -> bool:
     """Return whether nobody holds the lock of an open file."""
     try:
@@ -111,24 +182,73 @@ def boot_id() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class AgentRecord:
-    """What an agent last said of itself."""
+class Assignment:
+    """An attempt that an agent answers for: since when, and what it holds of the agent."""
 
-    name: str
+    uuid: str
+    attempt: int
+    since: float
+    needs: Needs = NOTHING
+
+    def members(self) -> dict[str, Any]:
+        """Return the assignment as JSON."""
+        members: dict[str, Any] = {"uuid": self.uuid, "attempt": self.attempt, "since": to_iso(self.since)}
+        return {**members, "needs": self.needs.members()} if self.needs else members
+
+    @classmethod
+    def read(cls, members: Mapping[str, Any]) -> Assignment:
+        """Read what ``members`` gave."""
+        needs = Needs.read(members["needs"]) if "needs" in members else Needs()
+        return cls(members["uuid"], members["attempt"], from_iso(members["since"]), needs)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRecord:
+    """What an agent last said of itself, and what became of what it was given.
+
+    ``id`` is its name, which it keeps; ``instance`` is another text at each start, and the one that leases name.
+    """
+
+    id: str
+    instance: str
     hostname: str
-    pid: int
     version: str
     job_types: tuple[str, ...]
     started_at: float
+    pid: int | None = None
+    labels: tuple[str, ...] = ()
+    #: What it has, what it wants to give of that, and what it uses.
+    has: Limits = UNSAID
+    limits: Limits = UNSAID
+    usage: Mapping[str, Any] | None = None
+    #: running, draining, drained, retired or offline, as it said.
+    state: str = "running"
     presence: Presence | None = None
-    #: When it spoke last, and the seconds between two times that it does; None before version 0.2.
+    #: When it spoke last, and the seconds between two times that it does.
     heard_at: float | None = None
     heartbeat: float | None = None
-    stopped: bool = False
     #: Attempts of which it found out that they were not the current ones any more (R12).
     superseded: int = 0
-    #: Whether it takes no further jobs.
-    draining: bool = False
+    assignments: tuple[Assignment, ...] = ()
+    #: Attempts that have ended here, those of them that failed or crashed, and its own unhandled exceptions.
+    processed: int = 0
+    failures: int = 0
+    exceptions: int = 0
+    #: Whether it speaks to store and queue itself; otherwise a server does for it.
+    direct: bool = True
+
+    @property
+    def holder(self) -> str:
+        """What the leases of its jobs name: the instance, which nobody else can be; over HTTP its id.
+
+        An agent that speaks HTTP says which of its assignments it still has; whatever it does not, is lost by name.
+        """
+        return self.instance if self.direct else self.id
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it has not said goodbye."""
+        return self.state in SPEAKING
 
     def silent(self, now: float) -> bool:
         """Return whether nothing was heard of it for three heartbeats; clocks of two machines are compared here."""
@@ -136,38 +256,84 @@ class AgentRecord:
 
     def document(self) -> bytes:
         """Write the record as the JSON that the store keeps."""
-        members = {**dataclasses.asdict(self), "started_at": to_iso(self.started_at), "schema": 1}
-        if self.heard_at is not None:
-            members["heard_at"] = to_iso(self.heard_at)
+        members: dict[str, Any] = {
+            "schema": 2,
+            "id": self.id,
+            "instance": self.instance,
+            "hostname": self.hostname,
+            "version": self.version,
+            "jobTypes": list(self.job_types),
+            "startedAt": to_iso(self.started_at),
+            "pid": self.pid,
+            "labels": list(self.labels),
+            "has": self.has.members(),
+            "limits": self.limits.members(),
+            "usage": self.usage,
+            "state": self.state,
+            "presence": dataclasses.asdict(self.presence) if self.presence is not None else None,
+            "heardAt": to_iso(self.heard_at) if self.heard_at is not None else None,
+            "heartbeat": self.heartbeat,
+            "assignments": [one.members() for one in self.assignments],
+            **{name: getattr(self, name) for name in _COUNTS},
+            "direct": self.direct,
+        }
         return codec.dumps(members)
 
     @classmethod
     def read(cls, body: bytes) -> AgentRecord:
-        """Read what ``document`` wrote; ``CorruptDocument`` if it is none."""
+        """Read what ``document`` wrote, in this version or the one before; ``CorruptDocument`` if it is none."""
         members: dict[str, Any] = codec.loads(body)
         try:
-            presence, heard_at = members["presence"], members.get("heard_at")
-            return cls(
-                members["name"],
-                members["hostname"],
-                members["pid"],
-                members["version"],
-                tuple(members["job_types"]),
-                from_iso(members["started_at"]),
-                Presence(**presence) if presence is not None else None,
-                from_iso(heard_at) if heard_at is not None else None,
-                members.get("heartbeat"),
-                bool(members.get("stopped", False)),
-                int(members.get("superseded", 0)),
-                bool(members.get("draining", False)),
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            return _former(members) if "name" in members else _read(members)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptDocument(f"no record of an agent: {error}") from error
 
 
-def heartbeat(lease: float) -> float:
-    """Return the seconds between two times that an agent says that it lives: three fit into a lease."""
-    return max(1.0, lease / 3)
+_COUNTS = ("superseded", "processed", "failures", "exceptions")
+
+
+def _read(members: dict[str, Any]) -> AgentRecord:
+    presence, heard_at = members["presence"], members["heardAt"]
+    return AgentRecord(
+        id=members["id"],
+        instance=members["instance"],
+        hostname=members["hostname"],
+        version=members["version"],
+        job_types=tuple(members["jobTypes"]),
+        started_at=from_iso(members["startedAt"]),
+        pid=members["pid"],
+        labels=tuple(members["labels"]),
+        has=Limits.read(members["has"]),
+        limits=Limits.read(members["limits"]),
+        usage=members["usage"],
+        state=members["state"],
+        presence=Presence(**presence) if presence is not None else None,
+        heard_at=from_iso(heard_at) if heard_at is not None else None,
+        heartbeat=members["heartbeat"],
+        assignments=tuple(Assignment.read(one) for one in members["assignments"]),
+        direct=members["direct"],
+        **{name: int(members[name]) for name in _COUNTS},
+    )
+
+
+def _former(members: dict[str, Any]) -> AgentRecord:
+    """Read what version 0.1 wrote, where each start of an agent had a name of its own."""
+    presence, heard_at = members["presence"], members.get("heard_at")
+    state = "draining" if members.get("draining") else "running"
+    return AgentRecord(
+        id=members["name"],
+        instance=members["name"],
+        hostname=members["hostname"],
+        version=members["version"],
+        job_types=tuple(members["job_types"]),
+        started_at=from_iso(members["started_at"]),
+        pid=members["pid"],
+        state="offline" if members.get("stopped") else state,
+        presence=Presence(**presence) if presence is not None else None,
+        heard_at=from_iso(heard_at) if heard_at is not None else None,
+        heartbeat=members.get("heartbeat"),
+        superseded=int(members.get("superseded", 0)),
+    )
 
 
 def remove_old(directory: Path, now: float) -> None:
@@ -196,84 +362,166 @@ class Fleet:
     def __init__(self, store: Datastore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        #: Presences never change, so they are read once.
-        self._presences: dict[str, Presence] = {}
+        #: Records as they were read a moment ago, with that moment on the monotonic clock.
+        self._known: dict[str, tuple[AgentRecord | None, float]] = {}
+        #: Instances whose end is certain: nothing brings them back.
         self._gone: set[str] = set()
 
-    def register(self, record: AgentRecord) -> None:
-        """Write down an agent that starts; its name must never have been used before."""
-        # In this order: an entry without a record means nothing, a record without an entry would never be found.
-        self._store.append("agents", codec.dumps({"agent": record.name}))
-        self._store.insert(_key(record.name), record.document())
+    # Records
 
-    def update(self, record: AgentRecord) -> None:
-        """Write what an agent says of itself now; it alone writes its record, and the first time it registers."""
+    def change(self, id: str, change: Callable[[AgentRecord | None], AgentRecord | None]) -> AgentRecord | None:
+        """Write what ``change`` makes of an agent's record, or of its absence, and return it as it is then.
+
+        It is called again while somebody else is faster; when it returns ``None`` nothing is written.
+        """
+        record: AgentRecord | None = None
+
+        def changed(body: bytes | None) -> bytes | None:
+            nonlocal record
+            before = _readable(body)
+            after = change(before)
+            record = after if after is not None else before
+            if after is None:
+                return None
+            if body is None:
+                # In this order: an entry without a record means nothing, a record without one would never be found.
+                self._store.append("agents", codec.dumps({"agent": id}))
+            return after.document()
+
+        self._store.change(_key(id), changed)
+        self._remember(id, record)
+        return record
+
+    def get(self, id: str) -> AgentRecord | None:
+        """Return the record of an agent; None if there is none that can be read."""
         try:
-            self._store.replace(_key(record.name), record.document(), self._store.get(_key(record.name)).cas)
+            record = _readable(self._store.get(_key(id)).body)
         except NotFound:
-            self.register(record)
+            record = None
+        self._remember(id, record)
+        return record
+
+    def remove(self, id: str) -> None:
+        """Forget an agent and all that is kept of it; nothing happens if there is none."""
+        for log in (LOG_JOBS, LOG_FAILURES, LOG_EXCEPTIONS):
+            self._store.remove_log(f"{log}.{id}")
+        with suppress(NotFound):
+            self._store.remove(_key(id))
+        self._known.pop(id, None)
+
+    def _remember(self, id: str, record: AgentRecord | None) -> None:
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[id] = (record, self._clock.monotonic())
+
+    def _recent(self, id: str) -> AgentRecord | None:
+        """Return a record as it was a second ago at most."""
+        record, read_at = self._known.get(id, (None, -_FRESH))
+        return record if self._clock.monotonic() - read_at < _FRESH else self.get(id)
+
+    # Who lives
+
+    def hears_queue(self, id: str) -> bool:
+        """Return whether an agent may hear what is put into its tube: it lives, and it does not speak HTTP alone."""
+        record = self._recent(id)
+        return record is None or (record.direct and record.speaks and not self.gone(id, record.instance))
+
+    def speaks_http(self, id: str) -> bool:
+        """Return whether an agent speaks HTTP alone."""
+        record = self._recent(id)
+        return record is not None and not record.direct
 
     def serves(self, job_type: str) -> bool:
         """Return whether a living agent takes jobs of a type.  Of the newest agents, as many as are looked at."""
-        return any(job_type in one.job_types and not one.draining for one in self.living())
+        return any(job_type in one.job_types and self.state(one) == "running" for one in self.living())
 
     def state(self, record: AgentRecord) -> str:
-        """Return what an agent does now, as far as that can be known: running, draining, stopped or offline."""
-        if record.stopped:
-            return "stopped"
-        if record.silent(self._clock.now()) or self.gone(record.name):
+        """Return what an agent does now, as far as can be known: running, draining, drained, retired or offline."""
+        if record.speaks and (record.silent(self._clock.now()) or self.gone(record.id, record.holder)):
             return "offline"
-        return "draining" if record.draining else "running"
+        return record.state
 
     def living(self) -> Iterator[AgentRecord]:
         """Yield those of the newest agents that live, as far as that can be known."""
         for one in self.newest():
-            if self.state(one) in ("running", "draining"):
+            if self.state(one) in SPEAKING:
                 yield one
 
     def newest(self) -> Iterator[AgentRecord]:
         """Yield the records of the newest agents, the newest first; a bounded number."""
         before: int | None = None
         for _ in range(_LOOKED_AT // _PAGE):
-            entries = self._store.read("agents", before=before, limit=_PAGE)
-            if not entries:
+            records, before = self.page(before, _PAGE)
+            yield from records
+            if before is None:
                 return
-            before = entries[-1].number
-            keys = [_key(codec.loads(entry.body)["agent"]) for entry in entries]
-            found = self._store.get_many(keys)
-            for key in dict.fromkeys(keys):
-                with suppress(CorruptDocument, KeyError):
-                    yield AgentRecord.read(found[key].body)
 
-    def get(self, name: str) -> AgentRecord | None:
-        """Return the record of an agent; None if there is none that can be read."""
-        try:
-            return AgentRecord.read(self._store.get(_key(name)).body)
-        except (NotFound, CorruptDocument):
-            return None
+    def page(self, before: int | None, limit: int) -> tuple[list[AgentRecord], int | None]:
+        """Return the agents that were new before a number in their log, and the number for the next page, if any."""
+        entries = self._store.read("agents", before=before, limit=limit)
+        ids = {codec.loads(entry.body)["agent"]: entry.number for entry in reversed(entries)}
+        found = self._store.get_many([_key(id) for id in ids])
+        records = [_readable(found[_key(id)].body) for id in reversed(ids) if _key(id) in found]
+        following = entries[-1].number if len(entries) == limit else None
+        return [one for one in records if one is not None], following
 
-    def gone(self, name: str) -> bool:
-        """Return whether an agent is certainly gone; False also when nothing is known of it."""
-        if name in self._gone:
+    def gone(self, id: str, instance: str) -> bool:
+        """Return whether an instance of an agent is certainly gone; False also when nothing is known of it.
+
+        It is gone when its lock is free (R7), when it said goodbye, and when the agent has registered as another
+        instance: an agent registers before it takes anything.
+        """
+        if instance in self._gone:
             return True
-        presence = self._presence(name)
-        if presence is None or not presence.ended():
+        record = self._recent(id)
+        if record is not None and (record.holder != instance or not record.speaks):
+            record = self.get(id)  # a moment ago it may not have registered yet
+        if record is None:
             return False
-        self._gone.add(name)
+        if record.holder != instance or not record.speaks:
+            return True
+        if record.presence is None or not record.presence.ended():
+            return False
+        if len(self._gone) >= _REMEMBERED:
+            self._gone.clear()
+        self._gone.add(instance)
         return True
 
-    def _presence(self, name: str) -> Presence | None:
-        presence = self._presences.get(name)
-        if presence is None:
-            record = self.get(name)
-            if record is None or record.presence is None:
-                return None
-            if len(self._presences) >= _REMEMBERED:
-                self._presences.clear()
-                self._gone.clear()
-            presence = self._presences[name] = record.presence
-        return presence
+    # What became of what they were given
+
+    def keep(self, id: str, log: str, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Append to one of an agent's logs, the newest last; ``entries`` are JSON."""
+        for start in range(0, len(entries), _TOGETHER):
+            self._store.append(f"{log}.{id}", codec.dumps({"entries": list(entries[start : start + _TOGETHER])}))
+
+    def kept(self, id: str, log: str, before: int | None, limit: int) -> tuple[list[dict[str, Any]], int | None]:
+        """Return what was kept in one of an agent's logs, the newest first, and where the next page starts, if any.
+
+        A position is that of an entry times ``_TOGETHER``, and its place in it.
+        """
+        number, place = divmod(before, _TOGETHER) if before is not None else (None, 0)
+        items: list[dict[str, Any]] = []
+        upto = None if number is None else number + 1
+        while entries := self._store.read(f"{log}.{id}", before=upto, limit=min(limit, _PAGE)):
+            for entry in entries:
+                kept = codec.loads(entry.body)["entries"]
+                places = range(place if entry.number == number else len(kept))
+                for at in reversed(places):
+                    if len(items) == limit:
+                        return items, entry.number * _TOGETHER + at + 1
+                    items.append(kept[at])
+            upto = entries[-1].number
+        return items, None
 
 
-def _key(name: str) -> str:
-    return f"agent:{name}"
+def _readable(body: bytes | None) -> AgentRecord | None:
+    if body is None:
+        return None
+    try:
+        return AgentRecord.read(body)
+    except CorruptDocument:
+        return None
+
+
+def _key(id: str) -> str:
+    return f"agent:{id}"

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from zerog.exceptions import BadJobType
+from zerog.needs import Needs, are_labels, is_cpus, is_ram
 from zerog.parents import Parent, parents
 from zerog.retry import Policy
 
@@ -34,6 +35,9 @@ SETTINGS = (
     "backoff",
     "backoff_max",
     "final_errors",
+    "ram",
+    "cpus",
+    "labels",
 )
 
 #: Bytes of JSON that a job's state may have.
@@ -77,6 +81,10 @@ class Job(BaseModel):
     backoff_max: ClassVar[float] = 60.0
     #: Exception classes after which no further attempt is made.
     final_errors: ClassVar[tuple[type[BaseException], ...]] = ()
+    #: What an agent must have for it: bytes of memory and cores that nothing else holds there, and labels.
+    ram: ClassVar[int] = 0
+    cpus: ClassVar[float] = 0
+    labels: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -98,9 +106,15 @@ class Job(BaseModel):
 
     @classmethod
     def policy(cls) -> Policy:
-        """Return the retry policy of this job type."""
+        """Return the retry policy of this job type, and what its jobs need."""
         return Policy(
-            cls.max_errors, cls.max_crashes, cls.max_losses, cls.backoff, cls.backoff_max, cls.rerun_after_crash
+            cls.max_errors,
+            cls.max_crashes,
+            cls.max_losses,
+            cls.backoff,
+            cls.backoff_max,
+            cls.rerun_after_crash,
+            Needs.of(cls.ram, cls.cpus, cls.labels),
         )
 
     @classmethod
@@ -162,6 +176,9 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("backoff", _seconds, "seconds"),
     ("backoff_max", _seconds, "seconds"),
     ("final_errors", _exceptions, "a tuple of exception classes"),
+    ("ram", is_ram, "bytes, 0 or more"),
+    ("cpus", is_cpus, "cores, 0 to 100,000, in steps of a thousandth"),
+    ("labels", are_labels, "a tuple of at most 50 labels, such as ('gpu',)"),
 )
 
 
@@ -191,6 +208,11 @@ class Reporter(Protocol):
 
     def write_output(self, data: bytes) -> None:
         """Add bytes to the output."""
+
+
+def is_media_type(text: str) -> bool:
+    """Return whether a text is a media type, with parameters or without."""
+    return bool(_MEDIA_TYPE.fullmatch(text))
 
 
 def checked_state(state: Any) -> bytes:

@@ -76,6 +76,10 @@ class Crashed:
 GIVEN_BACK_UNKNOWN = "its agent stopped while the job ran, and its type forbids to run it again"
 
 
+#: Bytes of a result that stand in the record itself.
+INLINE = 8 * 1024
+
+
 @dataclass(frozen=True, slots=True)
 class GivenBack:
     """The agent stops and returns the job; nothing is spent.

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from zerog import codec
 from zerog.clock import from_iso, to_iso
 from zerog.exceptions import CorruptDocument, NewerVersion, WrongState
+from zerog.needs import NOTHING, Needs
 from zerog.outcome import Result
 
 #: Version of the stored documents.  A newer one is left alone; the one before is read for one release.
@@ -121,6 +122,20 @@ class JobRecord(NamedTuple):
     #: Whether its type forbids to run it again when it may have run: said by the agent, which knows the type, for a
     #: sweeper that may not.
     once: bool = False
+    #: What it asks of an agent, on which agents attempts of it have failed, and how often it was modified.
+    needs: Needs = NOTHING
+    failed_on: tuple[str, ...] = ()
+    revised: int = 0
+    #: Of an outcome that came over HTTP: what tells the same one from another.
+    settled_as: str | None = None
+
+    @property
+    def revision(self) -> int:
+        """A number that grows whenever the state changes, or the job is modified, and only then."""
+        if self.state is State.RUNNING:
+            return 3 * self.attempt + self.revised
+        step = {State.WAITING: 0, State.QUEUED: 1}.get(self.state, 2)
+        return 3 * self.attempt + step + self.revised
 
     @property
     def due_since(self) -> float:
@@ -176,6 +191,8 @@ def to_document(record: JobRecord) -> bytes:
     document["state"] = record.state.value
     if record.lease is not None:
         document["lease"] = _lease_document(record.lease)
+    if record.needs:
+        document["needs"] = record.needs.members()
     if record.result is not None:
         document["result"] = dataclasses.asdict(record.result)
     return codec.dumps(document)
@@ -210,7 +227,9 @@ def _from_members(document: dict[str, Any]) -> JobRecord:
         values["lease"] = Lease(lease["agent"], lease["claim"], int(lease["sequence"]), from_iso(lease["until"]))
     if "result" in values:
         values["result"] = Result(**values["result"])
-    for name in ("parents", "secrets"):
+    if "needs" in values:
+        values["needs"] = Needs.read(values["needs"])
+    for name in ("parents", "secrets", "failed_on"):
         if name in values:
             values[name] = tuple(values[name])
     record = JobRecord(**values)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from zerog.needs import NOTHING, Needs
 from zerog.outcome import Crashed, Failed
 from zerog.record import JobRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Limits and delays of a job type, read from its class attributes; delays in seconds."""
+    """Limits, delays and needs of a job type, read from its class attributes; delays in seconds."""
 
     max_errors: int = 3
     max_crashes: int = 3
@@ -19,6 +20,7 @@ class Policy:
     backoff: float = 1.0
     backoff_max: float = 60.0
     rerun_after_crash: bool = True
+    needs: Needs = NOTHING
 
 
 @dataclass(frozen=True, slots=True)

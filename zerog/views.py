@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from zerog import codec
 from zerog.clock import to_iso
 from zerog.exceptions import ZerogError
-from zerog.fleet import AgentRecord
+from zerog.fleet import AgentRecord, Assignment
+from zerog.needs import Limits
+from zerog.orders import Command
 from zerog.queue.base import TubeStats
 from zerog.record import JobRecord, State
 from zerog.registry import redact
@@ -82,6 +84,9 @@ def whole(record: JobRecord) -> dict[str, Any]:
         **times(record),
         "counters": counters(record),
         "agent": record.agent,
+        "limits": record.needs.members(),
+        "failedOn": list(record.failed_on),
+        "revision": record.revision,
         "parents": [{"href": job_href(parent)} for parent in record.parents],
         "relationships": {"href": f"{job_href(record.uuid)}/relationships"},
         "retriedFrom": {"href": job_href(record.retried_from)} if record.retried_from else None,
@@ -125,6 +130,8 @@ WHY = {
     "paused": "its type was paused by {by} at {at}",
     "not_before": "it may not run before {notBefore}",
     "no_agent": "no living agent serves the job type {jobType}",
+    "no_agent_fits": "no living agent of its type has what it needs: {unmet}",
+    "no_room": "every agent that has what it needs holds too much of it for other jobs now",
     "ahead": "at most {ahead} of its type are ahead of it",
 }
 
@@ -163,12 +170,22 @@ def _sentence(record: JobRecord, reason: str, shown: Mapping[str, Any]) -> str:
             return WHY[reason].format(count=len(parents))
         case "paused", {"message": str(message)} if message:
             return message  # the words of who paused it; who and when stand beside them
+        case "no_agent_fits", {"unmet": unmet}:
+            return WHY[reason].format(unmet=_in_words(unmet))
         case "ahead", {"ahead": None}:
             return "it waits in the queue, which does not answer now"
         case "ahead", {"ahead": 0}:
             return "none of its type is ahead of it: an agent takes it when a slot is free"
     words = {"state": record.state.value, **shown}
     return WHY[reason].format_map({name: "" if value is None else value for name, value in words.items()})
+
+
+def _in_words(needs: Mapping[str, Any]) -> str:
+    """Return needs as people read them."""
+    words = [f"{needs['ram']:,} bytes of memory"] if needs.get("ram") else []
+    words += [f"{needs['cpus']:g} cores"] if needs.get("cpus") else []
+    words += [f"the label {label}" for label in needs.get("labels", ())]
+    return ", ".join(words)
 
 
 def retried(uuid: str, done: JobRecord | ZerogError) -> dict[str, Any]:
@@ -260,17 +277,87 @@ def _load(requests: int, exceptions: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def agent(record: AgentRecord, state: str) -> dict[str, Any]:
-    """Return what an agent last said of itself."""
+def agent_href(id: str) -> str:
+    """Return the reference to an agent."""
+    return f"/agents/{id}"
+
+
+def agent(record: AgentRecord, state: str, limits: Limits, room: Limits) -> dict[str, Any]:
+    """Return what an agent last said of itself; ``limits`` is what it may give in all, ``room`` what is left."""
+    href = agent_href(record.id)
     return {
-        "id": record.name,
+        "id": record.id,
         "hostname": record.hostname,
         "pid": record.pid,
         "version": record.version,
         "state": state,
         "jobTypes": list(record.job_types),
+        "labels": list(record.labels),
+        "ram": record.has.ram,
+        "cpus": record.has.cpus,
+        "limits": limits.members(),
+        "room": room.members(),
+        "usage": record.usage,
+        "instance": record.instance,
         "startedAt": to_iso(record.started_at),
         "lastCommunication": _iso(record.heard_at),
+        "supersededAttempts": record.superseded,
+        "tasks": {"href": f"{href}/assignments", "count": len(record.assignments)},
+        "processedJobs": {"href": f"{href}/jobs", "count": record.processed},
+        "lastFailures": {"href": f"{href}/failures", "count": record.failures},
+        "exceptions": {"href": f"{href}/exceptions", "count": record.exceptions},
+        "commands": {"href": f"{href}/commands"},
+        "href": href,
+    }
+
+
+def assignment(id: str, one: Assignment) -> dict[str, Any]:
+    """Return an attempt that an agent answers for."""
+    return {
+        "agent": {"href": agent_href(id)},
+        "job": {"href": job_href(one.uuid)},
+        "attempt": one.attempt,
+        "since": to_iso(one.since),
+    }
+
+
+def given(record: JobRecord, lease: float) -> dict[str, Any]:
+    """Return an attempt as its agent gets it, secrets and all; ``lease`` is in seconds."""
+    href = f"{job_href(record.uuid)}/attempts/{record.attempt}"
+    return {
+        "job": {"href": job_href(record.uuid)},
+        "uuid": record.uuid,
+        "attempt": record.attempt,
+        "jobType": record.job_type,
+        "parameters": record.parameters,
+        "limits": record.needs.members(),
+        "state": record.job_state,
+        "lease": lease,
+        "parents": [{"href": job_href(parent)} for parent in record.parents],
+        "href": href,
+    }
+
+
+def ended_attempt(one: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how an attempt ended on an agent."""
+    return {
+        "job": {"href": job_href(one["uuid"])},
+        "attempt": one["attempt"],
+        "outcome": one["outcome"],
+        "at": one["at"],
+    }
+
+
+def command(id: str, one: Command) -> dict[str, Any]:
+    """Return a command to an agent."""
+    return {
+        "number": one.number,
+        "command": one.command,
+        **one.members,
+        "state": one.state,
+        "message": one.message,
+        "at": to_iso(one.at),
+        "href": f"{agent_href(id)}/commands/{one.number}",
     }
 
 

@@ -15,6 +15,7 @@ from tests.machine.judge import Context, Judge, Token
 from tests.machine.memory import MemoryBroker, MemoryDatastore, MemoryQueue
 from zerog import Context as JobContext
 from zerog import Job
+from zerog.agent.account import Account
 from zerog.agent.attempt import Terms
 from zerog.agent.process import Child
 from zerog.agent.slot import Phase, Slot
@@ -23,6 +24,7 @@ from zerog.clock import Clock
 from zerog.exceptions import QueueUnavailable, StoreUnavailable, Superseded, ZerogError
 from zerog.leases import LeaseWatch
 from zerog.manager import Held, Manager
+from zerog.needs import Limits
 from zerog.record import JobRecord
 from zerog.registry import Registry
 from zerog.statistics import Statistics
@@ -270,9 +272,22 @@ class Agent(Process):
         self.watch = LeaseWatch(self.clock, LEASE)
         self.tubes = [self.manager.tube(name) for name in TYPES]
         terms = Terms(
-            self.name, self.tubes, LEASE, 1.0, None, 1_000_000, 1 << 40, Statistics(None, self.clock, self.name)
+            agent=self.name,
+            holder=self.name,
+            job_types=TYPES,
+            labels=(),
+            has=Limits(),
+            lease=LEASE,
+            grace=1.0,
+            time_limit=None,
+            max_jobs=1_000_000,
+            max_memory=1 << 40,
+            statistics=Statistics(None, self.clock, self.name),
+            account=Account(self.clock),
         )
         self.slots = [Slot(self.manager, self.connect(), self.clock, self.watch, terms) for _ in range(SLOTS)]
+        for slot in self.slots:
+            slot.serve(self.tubes)
         self._held_back: frozenset[str] = frozenset()
 
     def turn(self) -> None:

@@ -316,3 +316,6 @@ class FaultyReservation(Reservation):
 
     def delete(self) -> None:
         self._queue.struck(ENTRY, self.inner.delete)
+
+    def where(self) -> tuple[str, int]:
+        return self._queue.struck(ENTRY, self.inner.where)

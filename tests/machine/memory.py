@@ -436,6 +436,10 @@ class MemoryReservation(Reservation):
         self._entry()
         del self._broker.entries[self._number]
 
+    def where(self) -> tuple[str, int]:
+        entry = self._entry()
+        return entry.put.tube, entry.priority
+
     def _entry(self) -> _Held:
         with self._broker.lock:
             self._broker.ripen()

@@ -13,7 +13,9 @@ import pytest
 
 from zerog.clock import Clock
 from zerog.datastore.sqlite import SQLiteDatastore
-from zerog.fleet import AgentRecord, Fleet, Lock, Presence, remove_old
+from zerog.exceptions import BadSetting
+from zerog.fleet import LOG_JOBS, AgentRecord, Assignment, Fleet, Lock, Name, Presence, remove_old
+from zerog.needs import Limits, Needs
 
 HOLDER = """
 import sys, time
@@ -86,14 +88,60 @@ def test_a_fleet_knows_who_is_gone(tmp_path: Path, holder: tuple[subprocess.Pope
     process, presence = holder
     store = SQLiteDatastore(tmp_path / "zerog.db")
     fleet = Fleet(store, Clock())
-    record = AgentRecord("host-1-abc", "host", 1, "0.1", ("noop",), 1_800_000_000.0, presence)
-    fleet.register(record)
-    assert fleet.get("host-1-abc") == record
-    assert not fleet.gone("host-1-abc")
-    assert not fleet.gone("nobody")
+    record = AgentRecord(
+        "host-1", "host-1-abc", "host", "0.2", ("noop",), 1_800_000_000.0, labels=("gpu",), presence=presence,
+        has=Limits(1024, 2.0), assignments=(Assignment("a" * 32, 3, 1_800_000_000.0, Needs.of(1, 0.5, ("gpu",))),),
+    )  # fmt: skip
+    assert fleet.change("host-1", lambda before: record) == record
+    assert fleet.get("host-1") == record
+    assert not fleet.gone("host-1", "host-1-abc")
+    assert not fleet.gone("nobody", "nobody")
     store.insert("agent:damaged", b'{"name": "damaged"}')
-    assert not fleet.gone("damaged")
+    assert not fleet.gone("damaged", "damaged")
     process.kill()
     process.wait()
-    assert fleet.gone("host-1-abc")
+    assert fleet.gone("host-1", "host-1-abc")
+    store.close()
+
+
+@pytest.mark.requirement("M13")
+def test_an_instance_is_gone_when_another_one_has_registered_or_it_said_goodbye(tmp_path: Path) -> None:
+    store = SQLiteDatastore(tmp_path / "zerog.db")
+    fleet = Fleet(store, Clock())
+    first = AgentRecord("a", "a-1", "host", "0.2", (), 1_800_000_000.0)
+    fleet.change("a", lambda before: first)
+    elsewhere = Fleet(store, Clock())
+    assert not elsewhere.gone("a", "a-1")
+    fleet.change("a", lambda before: dataclasses.replace(first, instance="a-2"))
+    assert not elsewhere.gone("a", "a-2"), "what was known a moment ago must not condemn the new one"
+    assert elsewhere.gone("a", "a-1")
+    fleet.change("a", lambda before: dataclasses.replace(first, instance="a-2", state="offline"))
+    assert Fleet(store, Clock()).gone("a", "a-2")
+    store.close()
+
+
+@pytest.mark.requirement("M13")
+def test_an_agent_takes_the_first_name_that_is_free_on_its_host(tmp_path: Path) -> None:
+    names = [Name(tmp_path, None, "host") for _ in range(3)]
+    assert [one.id for one in names] == ["host-1", "host-2", "host-3"]
+    names[1].close()
+    names[1].close()
+    assert Name(tmp_path, None, "host").id == "host-2"
+    with pytest.raises(BadSetting, match="host-1"):
+        Name(tmp_path, "host-1", "host")
+
+
+def test_what_an_agent_keeps_is_paged_newest_first(tmp_path: Path) -> None:
+    store = SQLiteDatastore(tmp_path / "zerog.db")
+    fleet = Fleet(store, Clock())
+    for start in range(0, 450, 150):
+        fleet.keep("a", LOG_JOBS, [{"n": number} for number in range(start, start + 150)])
+    found: list[int] = []
+    before: int | None = None
+    for _ in range(100):
+        items, before = fleet.kept("a", LOG_JOBS, before, 7)
+        found += [one["n"] for one in items]
+        if before is None:
+            break
+    assert found == list(reversed(range(450)))
     store.close()

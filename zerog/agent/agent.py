@@ -13,24 +13,30 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from zerog import failpoints
 from zerog.agent.attempt import Terms
 from zerog.agent.commands import Commands
 from zerog.agent.family import adopt_orphans, end_orphans
+from zerog.agent.heartbeat import Heartbeat, Superior
 from zerog.agent.keeper import Keeper
 from zerog.agent.pipe import BrokenPipe
 from zerog.agent.process import Child, Program
 from zerog.agent.slot import Phase, Slot
+from zerog.agent.standing import Standing
+from zerog.agent.usage import Usage
 from zerog.chores import Chores
 from zerog.clock import Clock
 from zerog.exceptions import QueueUnavailable, StoreAmbiguous, StoreUnavailable, Superseded
-from zerog.fleet import heartbeat
+from zerog.fleet import Assignment
 from zerog.leases import LeaseWatch
 from zerog.manager import Manager
+from zerog.master import Registration
+from zerog.needs import UNSAID
 from zerog.queue.base import Queue
 from zerog.sweeper import Candidate
 
@@ -52,10 +58,10 @@ _REST_READS = 16
 class Agent:
     """Reserves ids, hands each to a child process, and answers for it until it ends.
 
-    ``slots`` jobs run at once.  ``register`` writes down that the agent lives and how many of its attempts were
-    superseded; it is called again and again.  ``drain`` is the seconds that running jobs get after the first signal,
-    ``sweep`` those between two walks of the sweeper, for whose lease ``candidate`` stands.  ``run`` must be called in
-    the main thread.
+    ``slots`` jobs run at once.  ``superior`` is whom it tells that it lives, as ``registration`` and what is added to
+    it, and who tells it what to do.  ``drain`` is the seconds that running jobs get after the first signal, ``sweep``
+    those between two walks of the sweeper, for whose lease ``candidate`` stands.  ``run`` must be called in the main
+    thread.
     """
 
     def __init__(
@@ -66,10 +72,12 @@ class Agent:
         terms: Terms,
         program: Program,
         slots: int,
+        superior: Superior,
+        registration: Registration,
         drain: float = 60.0,
         sweep: float = 30.0,
-        register: Callable[[int, bool], None] = lambda superseded, draining: None,
         candidate: Candidate | None = None,
+        usage: Usage | None = None,
     ) -> None:
         self._manager = manager
         self._clock = clock
@@ -81,19 +89,22 @@ class Agent:
         self._slots = [Slot(manager, one, clock, self._watch, terms) for one in queues]
         self._selector = selectors.DefaultSelector()
         self._commands = Commands(queue.another(), manager.agent_tube(terms.agent), self._selector, self._on_command)
-        self._register = register
-        self._said: tuple[int, bool] | None = None
-        self._say_at = 0.0
+        self._heartbeat = Heartbeat(superior, registration, terms, clock, usage)
+        self._orders = Standing(superior, terms.agent)
         self._chores = Chores(
             manager,
             sweep,
             candidate,
-            also=[self._probe_store, self._notice_pauses],
+            also=[self._probe_store, self._notice_changes],
             first=[self._say_here],
             statistics=terms.statistics,
         )
-        #: The types that were paused when the slots were told which tubes to serve.
-        self._held_back: frozenset[str] = frozenset()
+        #: What the slots were told which tubes to serve by, of what concerns all, and all of it.
+        self._served_by: tuple[object, ...] | None = None
+        self._selective = False
+        self._served_now: object = None
+        #: Until when, monotonic, running jobs may go on although the agent is to take no others; None if it takes them.
+        self._rest_until: float | None = None
         self._store_away = False
         self._signals = 0
         #: The process that this one must not outlive, if there is one.
@@ -114,7 +125,7 @@ class Agent:
         self._chores.start()
         self._terms.statistics.start()
         logger.info(
-            "agent %s serves %s with %d slots", self._terms.agent, ", ".join(self._terms.tubes), len(self._slots)
+            "agent %s serves %s with %d slots", self._terms.agent, ", ".join(self._terms.job_types), len(self._slots)
         )
         try:
             while not self._finished():
@@ -127,6 +138,16 @@ class Agent:
     def superseded(self) -> int:
         """How many attempts turned out not to be the current ones any more."""
         return sum(slot.superseded for slot in self._slots)
+
+    @property
+    def then(self) -> str | None:
+        """What is to be done when ``run`` has returned, if a command said so: retire or restart."""
+        return self._orders.then
+
+    def say_goodbye(self) -> None:
+        """Say that it is no more; raises what an outage of the store raises."""
+        state = "retired" if self.then == "retire" else "offline"
+        self._heartbeat.say(state, self.superseded, (), own=True)
 
     def stop(self) -> None:
         """Drain; the second call, or the first one after the end of ``parent``, stops now."""
@@ -142,14 +163,16 @@ class Agent:
         if self._lonely(now):
             self._hear(_SIBLING)
             now = self._clock.monotonic()
+        self._obey(now)
         if self._signals:
             self._advance_drain(now)
-        self._hold_back()
+        elif self._rest_until is not None:
+            self._advance_rest(now)
         self._tend_children(now)
         for slot in self._slots:
-            self._guard_pipe(partial(slot.tick, now))
+            self._guard_slot(slot, partial(slot.tick, now))
         self._store_steps(now)
-        self._ask_for_work()
+        self._ask_for_work(now)
 
     def _hear(self, timeout: float) -> None:
         for key, _ in self._selector.select(timeout):
@@ -197,7 +220,7 @@ class Agent:
         looking = now >= self._look_at and any(slot.phase is Phase.RUNNING for slot in self._slots)
         if not slots and not looking:
             return
-        steps: list[Callable[[], None]] = []
+        steps: list[tuple[Slot, Callable[[], None]]] = []
         self._ask_ahead(slots, now)
         try:
             if slots:
@@ -208,8 +231,8 @@ class Agent:
             # None of it counts: every slot does its step again when the store is back, and finds what had happened.
             self._store_lost(error)
             return
-        for followup in steps:
-            self._guard_pipe(followup)
+        for slot, followup in steps:
+            self._guard_slot(slot, followup)
         self._ask_ahead(slots, self._clock.monotonic())
         for slot in slots:
             slot.say_ended()
@@ -218,14 +241,14 @@ class Agent:
         if looking:
             self._look(now)
 
-    def _steps_together(self, slots: list[Slot], now: float) -> list[Callable[[], None]]:
+    def _steps_together(self, slots: list[Slot], now: float) -> list[tuple[Slot, Callable[[], None]]]:
         with self._manager.store.together():
-            steps = [self._step(slot, slot.step, now) for slot in slots]
-            return steps + [self._step(slot, slot.step_ahead, now) for slot in self._ahead(slots)]
+            steps = [(slot, self._step(slot, slot.step, now)) for slot in slots]
+            return steps + [(slot, self._step(slot, slot.step_ahead, now)) for slot in self._ahead(slots)]
 
     def _ask_ahead(self, slots: list[Slot], now: float) -> None:
         """Ask for the next jobs of slots whose last ones have ended, or are about to."""
-        if self._signals or self._manager.queue_away:
+        if self._signals or self._rest_until is not None or self._manager.queue_away:
             return
         asking = [slot for slot in slots if slot.wants_to_ask_ahead(now)]
         if not asking:
@@ -252,16 +275,33 @@ class Agent:
             return slot.lost_token
         except StoreUnavailable:
             raise
-        except Exception:
-            # A defect, or a document that nobody foresaw: this job waits, the agent and its other jobs go on.
-            logger.exception("slot failed, its job is given back")
+        except Exception as error:
+            self._slot_failed(slot, error)
             return slot.abandon
+
+    def _slot_failed(self, slot: Slot, error: Exception) -> None:
+        """A defect, or a document that nobody foresaw: this job waits, the agent and its other jobs go on."""
+        uuid = slot.attempt.uuid if slot.attempt is not None else None
+        logger.exception("slot failed, its job is given back: job=%s", uuid)
+        self._terms.account.exception(error, uuid)
 
     def _guard_pipe(self, followup: Callable[[], None]) -> None:
         try:
             followup()
         except BrokenPipe:
             return  # the end of the child is heard separately
+
+    def _guard_slot(self, slot: Slot, call: Callable[[], None]) -> None:
+        """Do something with one slot, so that what goes wrong with it stays there."""
+        try:
+            call()
+        except BrokenPipe:
+            return  # the end of the child is heard separately
+        except (QueueUnavailable, StoreUnavailable):
+            raise
+        except Exception as error:
+            self._slot_failed(slot, error)
+            slot.abandon()
 
     def _look(self, now: float) -> None:
         """Look at the records of what runs here: a cancel, or another attempt, may stand there."""
@@ -282,39 +322,122 @@ class Agent:
         self._store_away = True
         self._watch.silence()
 
+    # What it says of itself, and what it is told
+
     def _say_here(self) -> None:
-        """Write down who this is and that it lives, in the thread of the chores."""
-        self._terms.statistics.gauge("leases", sum(slot.attempt is not None for slot in self._slots))
-        news = (self.superseded, bool(self._signals))
-        now = self._clock.monotonic()
-        if news != self._said or now >= self._say_at:
-            self._register(*news)
-            self._said, self._say_at = news, now + heartbeat(self._terms.lease)
+        """Say who this is and that it lives, in the thread of the chores."""
+        attempts = [attempt for slot in self._slots if (attempt := slot.attempt) is not None]
+        self._terms.statistics.gauge("leases", len(attempts))
+        said = [Assignment(one.uuid, one.number, one.since, one.needs) for one in attempts]
+        if self._heartbeat.say(self._state(), self.superseded, said):
+            self._wake()
+
+    def _state(self) -> str:
+        """Return what it does, as others see it."""
+        if not self._signals and self._rest_until is None:
+            return "running"
+        busy = self._signals or any(slot.attempt is not None for slot in self._slots)
+        return "draining" if busy else "drained"
+
+    def _wake(self) -> None:
+        """Wake the loop from another thread."""
+        with suppress(OSError, IndexError):
+            self._wakeup[1].send(b"\0")
 
     def _on_command(self, what: str) -> None:
-        """Look at once at what runs here, or at what is paused."""
+        """Look at once at what runs here, at what is paused, or at what it was told."""
         logger.debug("is to look at %s", what)
         if what == "pauses":
-            self._chores.hurry("pauses", "_notice_pauses")
+            self._chores.hurry("pauses", "needs", "_notice_changes")
+        elif what == "orders":
+            self._orders.look()
         else:
             self._look_at = 0.0
 
-    def _notice_pauses(self) -> None:
-        """Wake the loop when a type was paused or resumed, from the thread of the chores."""
-        if self._manager.paused != self._held_back:
-            with suppress(OSError, IndexError):
-                self._wakeup[1].send(b"\0")
+    def _notice_changes(self) -> None:
+        """Wake the loop when a type was paused or resumed, or needs came into use, from the thread of the chores."""
+        if (self._manager.paused, self._manager.needs_in_use) != self._served_by:
+            self._wake()
 
-    def _hold_back(self) -> None:
-        """Serve the tubes of the types that are not paused."""
-        paused = self._manager.paused
-        if paused == self._held_back:
+    def _obey(self, now: float) -> None:
+        """Do what it was told, and say so."""
+        for heard in self._heartbeat.heard():
+            self._orders.take(heard.wanted, heard.new)
+            for uuid, attempt in heard.superseded:
+                self._lost(uuid, attempt)
+        if self._store_away:
             return
-        self._held_back = paused
-        closed = {self._manager.tube(name) for name in paused}
-        tubes = [tube for tube in self._terms.tubes if tube not in closed]
-        logger.info("serves %s", ", ".join(tubes) or "nothing: all its types are paused")
+        try:
+            self._orders.obey(self)
+        except StoreUnavailable as error:
+            self._store_lost(error)
+        resting = self._orders.drained and self._heartbeat.registered
+        if resting and self._rest_until is None:
+            self._rest_until = now + self._drain
+            logger.info("drains: %d jobs run, at most %g s", self._running, self._drain)
+        elif not resting and self._rest_until is not None:
+            self._rest_until = None
+            logger.info("takes jobs again")
+            for slot in self._slots:
+                slot.draining = bool(self._signals)
+
+    @property
+    def _running(self) -> int:
+        return sum(slot.attempt is not None for slot in self._slots)
+
+    def _lost(self, uuid: str, attempt: int) -> None:
+        slot = self._slot_with(uuid)
+        if slot is not None and slot.attempt is not None and slot.attempt.number == attempt:
+            slot.lost_token()
+
+    def _slot_with(self, uuid: str) -> Slot | None:
+        """Return the slot in which a job runs."""
+        return next((slot for slot in self._slots if slot.attempt is not None and slot.attempt.uuid == uuid), None)
+
+    def cancel(self, uuid: str) -> bool:
+        """Begin to cancel a job that runs here; False if it does not."""
+        slot = self._slot_with(uuid)
+        if slot is None:
+            return False
+        self._guard_pipe(partial(slot.begin_cancel, self._clock.monotonic()))
+        return True
+
+    def modify(self, uuid: str, limits: Mapping[str, Any]) -> bool:
+        """Count a job that runs here by other needs; False if it does not run here."""
+        slot = self._slot_with(uuid)
+        if slot is None or slot.attempt is None:
+            return False
+        slot.attempt.needs = slot.attempt.needs.with_limits(limits)
+        return True
+
+    # What it serves
+
+    def _serve(self) -> None:
+        """Let each slot that waits serve the tubes for which there is room, and the others what needs none."""
+        manager, terms = self._manager, self._terms
+        limits = terms.has.least(self._orders.limits)
+        held = [slot.attempt.needs for slot in self._slots if slot.attempt is not None and slot.attempt.needs]
+        by = (manager.paused, manager.needs_in_use)
+        if by != self._served_by:
+            self._selective = any(manager.needs_of(name) for name in terms.job_types)
+        free = [slot for slot in self._slots if slot.phase in (Phase.IDLE, Phase.WAITING)] if self._selective else []
+        now_by = (*by, limits, held, [(slot, slot.phase) for slot in free])
+        if now_by == self._served_now:
+            return
+        if self._served_by is not None and by[0] != self._served_by[0]:
+            logger.info("serves %s", ", ".join(sorted(set(terms.job_types) - manager.paused)) or "nothing: all paused")
+        self._served_by, self._served_now = by, now_by
+        # Those that wait come first: what they watch need not change.
+        free.sort(key=lambda slot: slot.phase is not Phase.WAITING)
+        shares = manager.shares(terms.job_types, limits.less(held), terms.labels, len(free))
+        for slot, tubes in zip(free, shares, strict=True):
+            self._serve_with(slot, tubes)
         for slot in self._slots:
+            if slot not in free:
+                self._serve_with(slot, manager.tubes_within(terms.job_types, UNSAID, terms.labels))
+
+    def _serve_with(self, slot: Slot, tubes: Sequence[str]) -> None:
+        if slot.entries.tubes != tuple(tubes):
             if slot in self._asked:
                 self._unregister_queue(slot)
             slot.serve(tubes)
@@ -328,7 +451,7 @@ class Agent:
 
     # The queue
 
-    def _ask_for_work(self) -> None:
+    def _ask_for_work(self, now: float) -> None:
         if self._manager.queue_away:
             self._commands.lost()
             for slot in self._slots:
@@ -340,13 +463,15 @@ class Agent:
         except QueueUnavailable as error:
             self._queue_lost(error)
             return
+        self._serve()
+        idle = self._signals or self._rest_until is not None
         for slot in self._slots:
             if slot.phase is not Phase.WAITING:
                 self._unregister_queue(slot)
             try:
-                if self._signals:
-                    slot.withdraw(self._clock.monotonic())
-                elif not self._store_away and slot.wants_to_ask():
+                if idle:
+                    slot.withdraw(now)
+                elif not self._store_away and self._heartbeat.registered and slot.wants_to_ask():
                     slot.ask()
                     slot.on_queue()
                 elif slot.phase is Phase.WAITING and slot.entries.queue.look_within() <= 0:
@@ -552,6 +677,14 @@ class Agent:
     def _woken(end: socket.socket) -> None:
         with suppress(BlockingIOError):
             end.recv(64)
+
+    def _advance_rest(self, now: float) -> None:
+        """Let running jobs end, and give back what takes longer than they may."""
+        assert self._rest_until is not None
+        if now >= self._rest_until:
+            for slot in self._slots:
+                if slot.phase is Phase.RUNNING and slot.may_give_back(False):
+                    self._guard_slot(slot, partial(slot.give_back, now, False))
 
     def _advance_drain(self, now: float) -> None:
         if self._drain_until is None:

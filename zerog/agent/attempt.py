@@ -7,23 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zerog.agent.account import Account
 from zerog.agent.executor import MAX_MESSAGE, shorten
-from zerog.agent.recorder import Lines, Recorder
 from zerog.datastore.blobs import BlobWriter
 from zerog.job import Job
-from zerog.manager import Held
+from zerog.manager import Claimant, Held
+from zerog.needs import Limits
 from zerog.outcome import (
-    GIVEN_BACK_UNKNOWN,
     Cancelled,
-    Crashed,
     Failed,
-    GivenBack,
     Outcome,
     Requeued,
     Result,
     Succeeded,
 )
 from zerog.record import Event
+from zerog.recorder import Lines, Recorder, said_at_end
 from zerog.statistics import Statistics
 
 #: Seconds between two writes of a job's progress, and before the first: short jobs need none.
@@ -35,16 +34,26 @@ _MAX_PROGRESS_MESSAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What all slots of an agent share: its name, its timings in seconds, what it serves, its counts."""
+    """What all slots of an agent share: its id and what its leases name, its timings in seconds, what it serves, has
+    and wants to give of that, its counts, and what it will say of itself."""
 
     agent: str
-    tubes: Sequence[str]
+    holder: str
+    job_types: Sequence[str]
+    labels: Sequence[str]
+    has: Limits
     lease: float
     grace: float
     time_limit: float | None
     max_jobs: int
     max_memory: int
     statistics: Statistics
+    account: Account
+
+    @property
+    def claimant(self) -> Claimant:
+        """Who claims for its slots."""
+        return Claimant(self.agent, self.holder)
 
 
 @dataclass(slots=True)
@@ -65,6 +74,9 @@ class Attempt:
         self.number = held.record.attempt
         self.uuid = held.record.uuid
         self.job = job
+        #: What it holds of the agent, and since when it does, in seconds since 1970.
+        self.needs = held.record.needs
+        self.since = held.record.started_at or 0.0
         self.started = now
         self.recorder = Recorder(self.uuid, self.number)
         self.lines: dict[str, Lines] = {}
@@ -144,13 +156,10 @@ class Attempt:
         if self.said_end:
             return
         self.said_end = True
-        match self.outcome:
-            case Failed(message=message, traceback=trace, reason=reason, code=code):
-                self.recorder.add(Event(at, "error", message, code, traceback=trace, reason=reason))
-            case Crashed(message=message):
-                self.recorder.add(Event(at, "error", message, 500, reason="crashed"))
-            case GivenBack(started=True) if not self.job.rerun_after_crash:
-                self.recorder.add(Event(at, "error", GIVEN_BACK_UNKNOWN, 500, reason="outcome_unknown"))
+        assert self.outcome is not None
+        last = said_at_end(self.outcome, at, once=not self.job.rerun_after_crash)
+        if last is not None:
+            self.recorder.add(last)
 
 
 def read_outcome(message: dict[str, Any]) -> Outcome:

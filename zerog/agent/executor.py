@@ -24,7 +24,7 @@ from zerog import failpoints
 from zerog.agent.pipe import BrokenPipe, ChildPipe, Message
 from zerog.exceptions import Fail, InvalidParameters, Retry, SoftTimeLimit, UnknownType
 from zerog.job import Context, Job, checked_state, to_json
-from zerog.outcome import Requeued, Succeeded
+from zerog.outcome import INLINE, Requeued, Succeeded
 from zerog.registry import Registry
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 #: Characters of one message of an event or a traceback; what is longer is cut and marked.
 MAX_MESSAGE = 16 * 1024
-#: Bytes of JSON that travel inside the outcome; more goes as chunks of an output.
-INLINE = 8 * 1024
 #: Bytes of address space that an attempt may take beside its memory limit: what is mapped is not all used.
 _ADDRESS_SPARE = 256 * 1024 * 1024
 

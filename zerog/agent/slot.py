@@ -28,16 +28,16 @@ from typing import Any
 
 from zerog import failpoints
 from zerog.agent.attempt import WRITE_EVERY, Attempt, Stop, Terms, read_outcome
-from zerog.agent.entries import Entries
 from zerog.agent.process import Child
-from zerog.agent.questions import answered
 from zerog.clock import Clock
 from zerog.datastore.blobs import CHUNK
+from zerog.entries import Entries
 from zerog.exceptions import QueueUnavailable, UnknownType
 from zerog.job import Job
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimed, Drop, GiveBack, Held, Manager, Missing
 from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Result, Succeeded
+from zerog.questions import answered
 from zerog.queue.base import Queue, Reservation
 from zerog.record import JobRecord, State
 
@@ -80,7 +80,7 @@ class Slot:
 
     def __init__(self, manager: Manager, queue: Queue, clock: Clock, watch: LeaseWatch, terms: Terms) -> None:
         self.manager = manager
-        self.entries = Entries(queue, clock, terms.tubes, self._say_queue_away)
+        self.entries = Entries(queue, clock, (), self._say_queue_away)
         self.terms = terms
         self.phase = Phase.IDLE
         self.child: Child | None = None
@@ -106,6 +106,8 @@ class Slot:
 
     def serve(self, tubes: Sequence[str]) -> None:
         """Serve these tubes from now on."""
+        if self.entries.tubes == tuple(tubes):
+            return
         self.entries.tubes = tuple(tubes)
         if self.phase is Phase.WAITING and not self.entries.asked_ahead:
             self.entries.withdraw()
@@ -224,7 +226,7 @@ class Slot:
     def _step_claim(self, now: float, reservation: Reservation) -> Callable[[], None]:
         uuid = reservation.body.decode()
         self._claim_tried = True
-        verdict = self.manager.claim(uuid, self.terms.agent, self._claim, self._watch)
+        verdict = self.manager.claim(uuid, self.terms.claimant, self._claim, self._watch, reservation)
 
         def after() -> None:
             self.entries.take_up(reservation)
@@ -362,8 +364,11 @@ class Slot:
     def _settled(self, held: Held) -> None:
         """The record is written; now the queue's entry (R5)."""
         record, attempt = held.record, self.attempt
-        if attempt is not None and not isinstance(attempt.outcome, GivenBack):
-            self.terms.statistics.observe(record.job_type, self._clock.monotonic() - attempt.started)
+        if attempt is not None and attempt.outcome is not None:
+            cancelled = record.state is State.CANCELLED
+            self.terms.account.ended(attempt.uuid, attempt.number, attempt.outcome, cancelled)
+            if not isinstance(attempt.outcome, GivenBack):
+                self.terms.statistics.observe(record.job_type, self._clock.monotonic() - attempt.started)
         self._end_attempt()
         if record.state is State.QUEUED:
             failpoints.hit("retry.after_record")

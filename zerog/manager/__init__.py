@@ -2,7 +2,8 @@
 
 One module a group of verbs: ``records`` (reading and guarded writing, which all others use), ``submitting``,
 ``retrying``, ``batching``, ``waiting`` (parents), ``running`` (claim, renew, report, output), ``settling`` (how an
-attempt ends), ``cancelling``, ``pausing``, ``explaining``, ``pruning``, ``reading``.
+attempt ends), ``needing`` (what jobs need, and who has it), ``modifying``, ``cancelling``, ``pausing``,
+``explaining``, ``pruning``, ``reading``.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from zerog.manager.pausing import Pause
 from zerog.manager.pruning import Pruned, Pruning
 from zerog.manager.reading import Page, Reading
 from zerog.manager.records import Held
-from zerog.manager.running import Claimed, Drop, GiveBack, Missing, Running
+from zerog.manager.running import Claimant, Claimed, Drop, GiveBack, Missing, Running, Verdict
 from zerog.manager.submitting import Options, Submission, Submitted, check_retryable
 
 __all__ = [
     "BatchItem",
+    "Claimant",
     "Claimed",
     "Drop",
     "GiveBack",
@@ -31,6 +33,7 @@ __all__ = [
     "Pruned",
     "Submission",
     "Submitted",
+    "Verdict",
     "check_retryable",
 ]
 

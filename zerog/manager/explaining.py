@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from zerog.exceptions import QueueError
+from zerog.fleet import AgentRecord
+from zerog.manager.needing import has_all, limits_of
 from zerog.manager.pausing import Pausing
+from zerog.needs import Needs
+from zerog.orders import Wanted
 from zerog.record import JobRecord, State
+
+
+def _unmet(needs: Needs, serving: Sequence[tuple[AgentRecord, Wanted]]) -> dict[str, Any]:
+    """Return those of a job's needs that no agent of its type has, each by itself; all of them if each is had."""
+    found: dict[str, Any] = {}
+    if needs.ram and not any(limits_of(*one).fit(Needs(ram=needs.ram)) for one in serving):
+        found["ram"] = needs.ram
+    if needs.cpus and not any(limits_of(*one).fit(Needs(cpus=needs.cpus)) for one in serving):
+        found["cpus"] = needs.cpus
+    missing = [label for label in needs.labels if not any(label in one.labels for one, _ in serving)]
+    if missing:
+        found["labels"] = missing
+    return found or needs.members()
 
 
 class Explaining(Pausing):
@@ -45,15 +63,31 @@ class Explaining(Pausing):
             return "paused", {"by": pause.by, "at": pause.at, "message": pause.message}
         if record.not_before is not None and record.not_before > self.clock.now():
             return "not_before", {"notBefore": record.not_before}
-        if not self.fleet.serves(record.job_type):
+        return self._without_room(record) or ("ahead", {"ahead": self._ahead(record)})
+
+    def _without_room(self, record: JobRecord) -> tuple[str, dict[str, Any]] | None:
+        """Say why no agent could take a job now; None if one could."""
+        serving = [(one, wanted) for one, wanted in self.agents() if record.job_type in one.job_types]
+        if not serving:
             return "no_agent", {"jobType": record.job_type}
-        return "ahead", {"ahead": self._ahead(record)}
+        if not record.needs:
+            return None
+        fitting = [(one, wanted) for one, wanted in serving if has_all(one, wanted, record.needs)]
+        facts = {"jobType": record.job_type, "needs": record.needs.members()}
+        if not fitting:
+            return "no_agent_fits", {**facts, "unmet": _unmet(record.needs, serving)}
+        if not any(
+            limits_of(one, wanted).less(held.needs for held in one.assignments).fit(record.needs)
+            for one, wanted in fitting
+        ):
+            return "no_room", facts
+        return None
 
     def _ahead(self, record: JobRecord) -> int | None:
         """Return how many entries may come before this job's own; None while the queue is away."""
         if self.queue_away:
             return None
         try:
-            return max(0, self.queue_stats(record.job_type).ready - 1)
+            return max(0, self.queue.stats(self.tube(record.job_type, record.needs)).ready - 1)
         except QueueError:
             return None

@@ -9,7 +9,7 @@ from typing import Any
 from zerog import codec
 from zerog.clock import from_iso, to_iso
 from zerog.exceptions import CorruptDocument, NotFound
-from zerog.manager.records import Records
+from zerog.manager.needing import Needing
 
 _KEY = "pauses"
 
@@ -23,7 +23,7 @@ class Pause:
     message: str | None = None
 
 
-class Pausing(Records):
+class Pausing(Needing):
     """The verbs that hold back job types."""
 
     def pauses(self) -> dict[str, Pause]:
@@ -70,7 +70,7 @@ class Pausing(Records):
         self.store.change(_KEY, changed)
         self.paused = frozenset(after)
         if after != before:
-            self.tell_agents((one.name for one in self.fleet.living()), "pauses")
+            self.tell_agents((one.id for one in self.fleet.living()), "pauses")
         return after
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from zerog.exceptions import (
     UnknownJob,
 )
 from zerog.fleet import Fleet
+from zerog.needs import NOTHING, Needs
 from zerog.queue.base import Put, Queue, TubeStats
 from zerog.record import JobRecord, State, from_document, to_document
 from zerog.registry import Registry
@@ -80,12 +82,14 @@ class Records:
         self.retention = retention
         self.fleet = Fleet(store, clock)
         self._uniform = uniform
-        self._open_queue = open_queue
+        self.open_queue = open_queue
         self._local = threading.local()
         #: True after the queue did not answer: puts are left to the sweep until a probe succeeds.
         self.queue_away = False
         #: The job types that were paused when this process looked last.
         self.paused: frozenset[str] = frozenset()
+        #: What the jobs of each type need, beside what the type says, as of the last look.
+        self.needs_in_use: Mapping[str, tuple[Needs, ...]] = {}
         #: Jobs whose ends this process has written, or tried to, and whose children may be released then.
         #: Each with the moment, on the monotonic clock, until which that is tried.
         self.ended_parents: deque[tuple[str, float]] = deque()
@@ -94,9 +98,10 @@ class Records:
 
     # Names in the store and the queue
 
-    def tube(self, job_type: str) -> str:
-        """Return the tube of a job type."""
-        return f"{self.service}.{job_type}"
+    def tube(self, job_type: str, needs: Needs = NOTHING) -> str:
+        """Return the tube of the jobs of a type that need the same."""
+        tube = f"{self.service}.{job_type}"
+        return f"{tube}.{needs.digest()}" if needs else tube
 
     def agent_tube(self, agent: str) -> str:
         """Return the tube in which an agent hears what it is to do at once."""
@@ -143,7 +148,9 @@ class Records:
 
     def lost(self, record: JobRecord) -> bool:
         """Return whether a record runs under an agent that is certainly gone (R7): nobody need wait for its lease."""
-        return record.state is State.RUNNING and record.lease is not None and self.fleet.gone(record.lease.agent)
+        if record.state is not State.RUNNING or record.lease is None:
+            return False
+        return self.fleet.gone(record.agent or record.lease.agent, record.lease.agent)
 
     def prove_writable(self) -> None:
         """Return if the store takes writes now; ``StoreUnavailable`` otherwise.
@@ -216,7 +223,7 @@ class Records:
         """This thread's connection to the queue."""
         queue: Queue | None = getattr(self._local, "queue", None)
         if queue is None:
-            queue = self._local.queue = self._open_queue()
+            queue = self._local.queue = self.open_queue()
         return queue
 
     def enqueue(self, records: Iterable[JobRecord]) -> bool:
@@ -227,7 +234,7 @@ class Records:
         """Return the queue's entry of a queued record."""
         now = self.clock.now()
         delay = max(0.0, (record.not_before or now) - now)
-        return Put(self.tube(record.job_type), record.uuid.encode(), record.priority, delay, self.lease)
+        return Put(self.tube(record.job_type, record.needs), record.uuid.encode(), record.priority, delay, self.lease)
 
     def put_all(self, puts: Sequence[Put]) -> bool:
         """Put entries; False if the queue is away and they are left to the sweep."""
@@ -241,7 +248,7 @@ class Records:
     def tell_agents(self, agents: Iterable[str], look: str) -> None:
         """Make agents look at once at a job's record, or at the ``pauses``: they would do so within a second anyway."""
         body = codec.dumps({"look": look})
-        living = [agent for agent in agents if not self.fleet.gone(agent)]
+        living = [agent for agent in agents if self.fleet.hears_queue(agent)]
         if living and not self.queue_away:
             self._put([Put(self.agent_tube(agent), body, ttr=self.lease) for agent in living])
 
@@ -270,13 +277,27 @@ class Records:
         return identity
 
     def queue_stats(self, job_type: str) -> TubeStats:
-        """Return how many entries a job type has in the queue, by state."""
-        return self.queue.stats(self.tube(job_type))
+        """Return how many entries a job type has in the queue, by state, whatever they need."""
+        found = [self.queue.stats(tube) for tube in self.tubes_of(job_type)]
+        return functools.reduce(TubeStats.plus, found)
+
+    def tubes_of(self, job_type: str) -> list[str]:
+        """Return the tubes of a job type: one for what needs nothing, and one for each of the needs in use."""
+        return [self.tube(job_type), *(self.tube(job_type, one) for one in self.needs_of(job_type))]
+
+    def needs_of(self, job_type: str) -> tuple[Needs, ...]:
+        """Return what jobs of a type need, as far as this process knows: its type, and what was looked up."""
+        own = self.registry.policy(job_type).needs
+        known = self.needs_in_use.get(job_type, ())
+        return known if not own or own in known else (own, *known)
 
     def next_in_queue(self, job_type: str) -> str | None:
         """Return the UUID of the job of a type that an agent would get now; None if none is ready."""
-        body = self.queue.peek(self.tube(job_type))
-        return body.decode("ascii", "replace") if body is not None else None
+        for tube in self.tubes_of(job_type):
+            body = self.queue.peek(tube)
+            if body is not None:
+                return body.decode("ascii", "replace")
+        return None
 
     def close_queue(self) -> None:
         """Close this thread's connection to the queue."""

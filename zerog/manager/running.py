@@ -8,10 +8,11 @@ from typing import Any
 
 from zerog import codec
 from zerog.datastore.blobs import BlobWriter
-from zerog.exceptions import Conflict, CorruptDocument, NewerVersion, StoreAmbiguous, UnknownJob
+from zerog.exceptions import Conflict, CorruptDocument, NewerVersion, QueueError, StoreAmbiguous, UnknownJob
 from zerog.leases import LeaseWatch
 from zerog.manager.records import CONFLICTS, Held, too_busy
 from zerog.manager.settling import Settling, with_progress
+from zerog.queue.base import Reservation
 from zerog.record import JobRecord, Lease, State
 
 #: How often the lease of a job must have been seen to move before a second entry of it is deleted.
@@ -22,6 +23,17 @@ _SOON = 1.0
 
 #: Seconds after which an entry of a paused type is looked at again, if somebody watches its tube at all.
 _PAUSED = 1.0
+
+#: Seconds for which an agent leaves a job that failed there to the others that could run it.
+_ELSEWHERE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """Who claims: the agent's id, and what its leases name (``AgentRecord.holder``)."""
+
+    id: str
+    holder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +67,15 @@ Verdict = Claimed | GiveBack | Drop | Missing
 class Running(Settling):
     """The verbs of a running attempt."""
 
-    def claim(self, uuid: str, agent: str, claim: str, watch: LeaseWatch) -> Verdict:
+    def claim(
+        self, uuid: str, agent: Claimant | str, claim: str, watch: LeaseWatch, entry: Reservation | None = None
+    ) -> Verdict:
         """Begin an attempt, or say what is to be done with the queue's entry (R3).
 
-        ``claim`` is a random text that the caller makes for this claim and repeats when it is in doubt.
+        ``claim`` is a random text that the caller makes for this claim and repeats when it is in doubt.  ``entry`` is
+        asked where it lies if the job was modified since it was put.
         """
+        agent = agent if isinstance(agent, Claimant) else Claimant(agent, agent)
         for _ in range(CONFLICTS):
             try:
                 held = self.read(uuid)
@@ -70,12 +86,14 @@ class Running(Settling):
             except CorruptDocument:
                 return Drop()
             watch.heard()
-            verdict = self._claim_once(held, agent, claim, watch)
+            verdict = self._claim_once(held, agent, claim, watch, entry)
             if verdict is not None:
                 return verdict
         raise too_busy(uuid)
 
-    def _claim_once(self, held: Held, agent: str, claim: str, watch: LeaseWatch) -> Verdict | None:
+    def _claim_once(
+        self, held: Held, agent: Claimant, claim: str, watch: LeaseWatch, entry: Reservation | None
+    ) -> Verdict | None:
         record = held.record
         try:
             match record.state:
@@ -87,6 +105,10 @@ class Running(Settling):
                     return self._busy(record, watch)
                 case State.QUEUED if record.job_type in self.paused:
                     return GiveBack(_PAUSED, record.priority)
+                case State.QUEUED if record.revised and entry is not None and (moved := self._moved(record, entry)):
+                    return moved
+                case State.QUEUED if agent.id in record.failed_on and self.could_run_elsewhere(record, agent.id):
+                    return GiveBack(_ELSEWHERE, record.priority)
                 case State.QUEUED if record.due(self.clock.now()):
                     watch.forget(record.uuid)
                     if self.refuse_worn(held):
@@ -110,7 +132,17 @@ class Running(Settling):
         delay = self.lease / 3
         return GiveBack(min(_SOON, delay) if watch.looks(record.uuid) == 1 else delay, record.priority)
 
-    def _claimed(self, record: JobRecord, agent: str, claim: str) -> JobRecord:
+    def _moved(self, record: JobRecord, entry: Reservation) -> Verdict | None:
+        """Say what to do with an entry that was put before its job was modified; None if it lies where it should."""
+        try:
+            tube, priority = entry.where()
+        except QueueError:
+            return None  # the queue forgets it by itself; the record is what counts
+        if tube != self.tube(record.job_type, record.needs):
+            return Drop()  # another one was put where it belongs
+        return GiveBack(0.0, record.priority) if priority != record.priority else None
+
+    def _claimed(self, record: JobRecord, agent: Claimant, claim: str) -> JobRecord:
         now = self.clock.now()
         # After a failure the message speaks of the attempt before; a Requeue has reset the counters and goes on.
         failed_before = record.errors or record.crashes or record.losses
@@ -119,14 +151,14 @@ class Running(Settling):
             "claim",
             message=None if failed_before else record.message,
             attempt=record.attempt + 1,
-            lease=Lease(agent, claim, 0, now + self.lease),
-            agent=agent,
+            lease=Lease(agent.holder, claim, 0, now + self.lease),
+            agent=agent.id,
             started_at=now,
             not_before=None,
             once=once,
         )
 
-    def _take_over(self, held: Held, agent: str, claim: str, watch: LeaseWatch) -> Verdict:
+    def _take_over(self, held: Held, agent: Claimant, claim: str, watch: LeaseWatch) -> Verdict:
         after = self.lose(held)
         watch.forget(held.record.uuid)
         if after.record.state is not State.QUEUED:
@@ -156,6 +188,11 @@ class Running(Settling):
             return with_progress(record, completeness, message).after("renew", lease=renewed, **kept)
 
         return self.guarded(held, attempt, change)
+
+    @property
+    def shares_commits(self) -> bool:
+        """Whether the store does what is asked of it together at once, or not at all."""
+        return self.store.shares_commits
 
     def append_events(self, uuid: str, batch: Mapping[str, Any]) -> int:
         """Append a batch of what an attempt said; returns its number in the log of the job's events."""

@@ -18,7 +18,8 @@ from zerog.exceptions import (
     Superseded,
     UnknownJob,
 )
-from zerog.manager.records import Held, Records, claim_of, same_content
+from zerog.manager.needing import Needing
+from zerog.manager.records import Held, claim_of, same_content
 from zerog.outcome import (
     GIVEN_BACK_UNKNOWN,
     Cancelled,
@@ -36,8 +37,11 @@ from zerog.retry import Again, Over, after_crash, after_error
 #: The lease, the agent's part of a record, is gone in every state but running.
 _UNCLAIMED: dict[str, Any] = {"lease": None}
 
+#: Agents on which a job has failed that its record keeps.
+_FAILED_ON = 100
 
-class Settling(Records):
+
+class Settling(Needing):
     """The verbs that end an attempt."""
 
     def settle(
@@ -48,11 +52,13 @@ class Settling(Records):
         told: bool = False,
         completeness: float | None = None,
         message: str | None = None,
+        written_as: str | None = None,
     ) -> Held:
         """Write what an attempt came to, under its token, with the last progress that it reported.
 
-        ``told`` says that the child knew of a cancel: then even a success is cancelled.  Calling it again after an
-        ambiguous answer is safe: an attempt that is over comes back as it is.
+        ``written_as`` tells the same outcome from another, where it may come twice; ``told`` says that the child knew
+        of a cancel: then even a success is cancelled.  Calling it again after an ambiguous answer is safe: an attempt
+        that is over comes back as it is.
         """
         cancelled = isinstance(outcome, Cancelled)
         claim = claim_of(held.record)
@@ -61,7 +67,7 @@ class Settling(Records):
             record = with_progress(record, completeness, message)
             stopped = record.cancel_requested and (told or not isinstance(outcome, Succeeded))
             ended = self._cancelled(record) if stopped or cancelled else self._changes(record, outcome)
-            return ended.evolve(settled_by=claim)
+            return ended.evolve(settled_by=claim, settled_as=written_as)
 
         try:
             return self._end(held, attempt, change)
@@ -139,7 +145,13 @@ class Settling(Records):
         if isinstance(decision, Again):
             moment = self.clock.now() + decision.delay
             return record.after(
-                "retry", not_before=moment, completeness=0.0, message=cut(outcome.message), reason=None, **spent
+                "retry",
+                not_before=moment,
+                completeness=0.0,
+                message=cut(outcome.message),
+                reason=None,
+                failed_on=_also(record.failed_on, record.agent),
+                **spent,
             )
         return self._failed(record, decision.code, decision.reason, decision.message, **spent)
 
@@ -256,6 +268,11 @@ class Settling(Records):
             if not same_content(found.record, ended):
                 raise
             return found
+
+
+def _also(agents: tuple[str, ...], agent: str | None) -> tuple[str, ...]:
+    """Return the agents on which a job has failed, with one more; the last ones."""
+    return agents if agent is None or agent in agents else (*agents, agent)[-_FAILED_ON:]
 
 
 def with_progress(record: JobRecord, completeness: float | None, message: str | None) -> JobRecord:

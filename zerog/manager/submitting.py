@@ -248,6 +248,7 @@ class Submitting(Waiting):
             not_before=submission.options.not_before,
             state=State.WAITING if submission.options.parents else State.QUEUED,
             parents=submission.options.parents,
+            needs=self.registry.policy(submission.job_type).needs,
             retried_from=submission.options.retried_from,
             secrets=submission.parameters.secrets,
             fingerprint=submission.fingerprint if submission.key is not None else None,

@@ -60,6 +60,15 @@ class TubeStats:
     delayed: int = 0
     buried: int = 0
 
+    def plus(self, other: TubeStats) -> TubeStats:
+        """Return the counts of two tubes together."""
+        return TubeStats(
+            self.ready + other.ready,
+            self.reserved + other.reserved,
+            self.delayed + other.delayed,
+            self.buried + other.buried,
+        )
+
 
 class Reservation(ABC):
     """An entry that this connection holds until its deadline.  ``body`` is what was put, ``tube`` where."""
@@ -81,6 +90,10 @@ class Reservation(ABC):
     @abstractmethod
     def delete(self) -> None:
         """Remove the entry."""
+
+    @abstractmethod
+    def where(self) -> tuple[str, int]:
+        """Return the tube in which the entry lies, and its priority."""
 
 
 class Queue(ABC):

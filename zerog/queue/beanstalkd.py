@@ -318,12 +318,13 @@ class BeanstalkdQueue(Queue):
             except greenstalk.NotFoundError:
                 raise ReservationLost("the entry is no longer reserved by this connection") from None
 
-    def priority_of(self, client: object, identity: int) -> int:
-        """Return the priority of an entry that ``client`` reserved."""
+    def where(self, client: object, identity: int) -> tuple[str, int]:
+        """Return the tube and the priority of an entry that ``client`` reserved."""
         with self._errors:
             connected = self._holding(client)
             try:
-                return int(connected.stats_job(identity)["pri"])
+                found = connected.stats_job(identity)
+                return str(found["tube"]), int(found["pri"])
             except greenstalk.NotFoundError:
                 raise ReservationLost("the entry is no longer there") from None
 
@@ -465,7 +466,7 @@ class BeanstalkdReservation(Reservation):
 
     def release(self, delay: float = 0.0, priority: int | None = None) -> None:
         if priority is None:
-            priority = self.queue.priority_of(self.client, self.identity)
+            _, priority = self.where()
         text = b"release %d %d %d\r\n" % (self.identity, _priority(priority), _delay(delay))
         self.queue.command(self.client, text, b"RELEASED")
 
@@ -474,6 +475,9 @@ class BeanstalkdReservation(Reservation):
 
     def delete(self) -> None:
         self.queue.command(self.client, b"delete %d\r\n" % self.identity, b"DELETED")
+
+    def where(self) -> tuple[str, int]:
+        return self.queue.where(self.client, self.identity)
 
 
 def _tube(name: str) -> bytes:

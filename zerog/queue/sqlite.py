@@ -413,6 +413,14 @@ class SQLiteQueue(Queue):
         )
         self._notify()
 
+    def where(self, identity: int) -> tuple[str, int]:
+        """Return the tube and the priority of an entry."""
+        with self._file.transaction as connection:
+            row = connection.execute("SELECT tube, priority FROM entries WHERE id = ?", (identity,)).fetchone()
+        if row is None:
+            raise ReservationLost("the entry is no longer there")
+        return str(row[0]), int(row[1])
+
     def kick(self, tube: str, count: int) -> int:
         with self._file.transaction as connection:
             for state in ("buried", "delayed"):
@@ -531,3 +539,6 @@ class SQLiteReservation(Reservation):
 
     def delete(self) -> None:
         self._queue.change(self.identity, "DELETE FROM entries")
+
+    def where(self) -> tuple[str, int]:
+        return self._queue.where(self.identity)

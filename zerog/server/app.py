@@ -24,15 +24,19 @@ from zerog.chores import Chores
 from zerog.clock import Clock
 from zerog.exceptions import DatastoreError, UnknownJob
 from zerog.manager import Manager, Submission, Submitted
+from zerog.master import Master, Report, Settlement
+from zerog.orders import Wanted
 from zerog.record import JobRecord
 from zerog.registry import Registry
 from zerog.server.address import LOOPBACK_NAMES
+from zerog.server.commands import Bell
 from zerog.server.door import Door, log_request
 from zerog.server.endpoint import NO_SUCH_JOB, Endpoint, RunParameter, Services
 from zerog.server.lanes import Lane
 from zerog.server.live import Shared, Streams, queue_items
 from zerog.server.pools import Bounded
 from zerog.server.rates import Rates
+from zerog.server.reserver import Reserver
 from zerog.server.routes import ENDPOINTS, pattern
 from zerog.server.status import Nothing
 from zerog.server.watcher import Watcher
@@ -69,6 +73,7 @@ class Options:
     max_body: int = 1024 * 1024
     idle_timeout: float = 30.0
     sweep: float = 30.0
+    heartbeat: float = 10.0
     rate_limit: int = 0
     allowed_hosts: frozenset[str] = frozenset(LOOPBACK_NAMES)
     allowed_origins: frozenset[str] = frozenset()
@@ -95,11 +100,20 @@ class Server:
         self._statistics = options.statistics or Statistics(None, clock, "", "off")
         self._tokens = options.tokens or Tokens(manager.store, clock)
         self._lookout = _Lookout(self._tokens)
+        self._master = Master(manager, self._statistics, options.heartbeat)
+        self._attempts: Lane[Report | Settlement, JobRecord] = Lane("attempts", self._master.answer_all)
+        self._reserver = Reserver(self._master, manager.open_queue)
+        self._bell = Bell(self._read_orders)
         self._chores = Chores(
             manager, options.sweep, options.candidate, also=[manager.prepare_cursors], statistics=self._statistics
         )
         self.services = Services(
             manager=manager,
+            master=self._master,
+            attempts=self._attempts,
+            reserver=self._reserver,
+            bell=self._bell,
+            hurry=self._chores.hurry,
             registry=registry,
             clock=clock,
             submit=self._submit,
@@ -147,6 +161,8 @@ class Server:
         """Start the lanes and the chores, and listen on ``sockets``."""
         self._submit.start(self._manager.close_queue)
         self._read.start()
+        self._attempts.start(self._manager.close_queue)
+        self._reserver.start()
         self._chores.start()
         self._statistics.start()
         self._lookout.start()
@@ -178,6 +194,8 @@ class Server:
             return
         http.stop()
         self.services.watcher.end()
+        self._bell.end()
+        self._reserver.stop()
         await self._answer_rest()
         self._reaper.cancel()
         with suppress(TimeoutError):
@@ -188,6 +206,8 @@ class Server:
         ends = (
             self._submit.stop,
             self._read.stop,
+            self._attempts.stop,
+            lambda: self._reserver.join(_STOP_SECONDS),
             lambda: self._chores.join(_STOP_SECONDS),
             self._statistics.stop,
             lambda: self._lookout.join(_STOP_SECONDS),
@@ -218,6 +238,9 @@ class Server:
         page = partial(self._manager.page, None, state, None, limit)
         found = await asyncio.get_running_loop().run_in_executor(self._pool, page)
         return [views.item(record) for record in found.items]
+
+    async def _read_orders(self, ids: Sequence[str]) -> dict[str, Wanted]:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._master.orders.wanted_of, list(ids))
 
     async def _read_watched(self, uuids: Sequence[str]) -> dict[str, JobRecord]:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._manager.get_many, uuids)

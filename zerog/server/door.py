@@ -105,6 +105,8 @@ class Door(tornado.web.RequestHandler):
         self._asked: Request | None = None
         self._dressed: Answer | None = None
         self._call: asyncio.Future[Any] | None = None
+        self._found: Endpoint | None = None
+        self._abandoning: asyncio.Future[None] | None = None
 
     # Before the body
 
@@ -117,6 +119,8 @@ class Door(tornado.web.RequestHandler):
             self._refusal = error
         self._services.arriving[self] = self._services.clock.monotonic()
         length = self._content_length()
+        if self._is_streamed():
+            return self._begin_stream()
         if length is not None and length > self._services.max_body:
             return self._refuse_unread(self._refusal or self._too_large())
         if isinstance(self._refusal, (Unauthenticated, Misdirected)) and (length or self._is_chunked()):
@@ -139,7 +143,7 @@ class Door(tornado.web.RequestHandler):
             if len(self.request.headers.get_list("Idempotency-Key")) > 1:
                 raise InvalidParameter("Idempotency-Key", "it stands twice among the headers")
         length = self._content_length()
-        if length is not None and length > self._services.max_body:
+        if length is not None and length > self._services.max_body and not self._is_streamed():
             raise self._too_large()
         self._offer = self._choose_offer()
 
@@ -176,9 +180,9 @@ class Door(tornado.web.RequestHandler):
     def _check_role(self, method: str) -> None:
         if self._principal is None or method == "OPTIONS" or not self._endpoint.url:
             return
-        role = self._endpoint.needed_role(method)
-        if not self._principal.may(role):
-            raise Forbidden(f"this needs a token with the role {role}")
+        roles = self._endpoint.needed_roles(method)
+        if not any(self._principal.may(role) for role in roles):
+            raise Forbidden(f"this needs a token with the role {' or '.join(roles)}")
 
     def _check_still_allowed(self) -> None:
         """Refuse the rest of a stream to who may not have it any more: the token is revoked, or tokens are on now."""
@@ -258,8 +262,55 @@ class Door(tornado.web.RequestHandler):
         finally:
             stream.close()
 
+    def _is_streamed(self) -> bool:
+        """Return whether the body comes a piece at a time, of any size."""
+        return (self.request.method or "") in self._endpoint.streamed
+
+    async def _begin_stream(self) -> None:
+        """Let the endpoint prepare for a body that comes a piece at a time; what it refuses is not read."""
+        try:
+            if self._refusal is not None:
+                raise self._refusal
+            read_query(self._query_pairs(), ())
+            self._found = self._make_endpoint(dict(self.path_kwargs))
+            await self._found.find()
+            await self._found.begin()
+        except ZerogError as error:
+            self._refusal = error
+            await self._abandon()
+            await self._refuse_unread(error)
+        except Exception:
+            logger.exception("request failed: %s %s", self.request.method, codec.printable(self.request.path, 200))
+            self._failed = True
+            self._refusal = InternalError()
+            await self._abandon()
+            await self._refuse_unread(self._refusal)
+
+    async def _receive(self, chunk: bytes) -> None:
+        """Hand a piece of the body on; the next one is read when this one has been dealt with."""
+        self._services.arriving[self] = self._services.clock.monotonic()
+        assert self._found is not None
+        try:
+            await self._found.receive(chunk)
+        except ZerogError as error:
+            self._refusal = error
+            await self._abandon()
+            await self._refuse_half_read(error)
+        self._services.arriving[self] = self._services.clock.monotonic()
+
+    async def _abandon(self) -> None:
+        """Leave nothing of a body that does not come whole."""
+        found, self._found = self._found, None
+        if found is not None:
+            try:
+                await found.abandon()
+            except ZerogError as error:
+                logger.warning("what was half sent is left behind: %s", error)
+
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Take a piece of the body, up to the limit."""
+        if self._found is not None and not self._answered:
+            return self._receive(chunk)
         self._received += len(chunk)
         if self._answered:
             if self._received > self._services.max_body + _LINGER_BYTES:
@@ -283,6 +334,12 @@ class Door(tornado.web.RequestHandler):
         """Forget a request whose client has gone, and what waits for a thread to answer it."""
         if self._call is not None:
             self._call.cancel()
+        if self._asked is not None:
+            self._asked.gone = True
+            for call in self._asked.when_gone:
+                call()
+        if self._found is not None and not self._answered:
+            self._abandoning = asyncio.ensure_future(self._abandon())
         self._services.arriving.pop(self, None)
         self._services.in_flight.discard(self)
         super().on_connection_close()
@@ -311,10 +368,19 @@ class Door(tornado.web.RequestHandler):
             await self._dress_answer(path)
             await self._send()
         except StreamClosedError:
-            return  # the client has gone
+            await self._say_undelivered()
         finally:
             self._count()
             self._services.in_flight.discard(self)
+
+    async def _say_undelivered(self) -> None:
+        """The client has gone: let whoever made the answer take back what was in it."""
+        undelivered = self._dressed.undelivered if self._dressed is not None else None
+        if undelivered is not None:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._services.pool, undelivered)
+            except ZerogError as error:
+                logger.info("an answer that was not delivered is left as it is: %s", error)
 
     async def _dress_answer(self, path: Mapping[str, str]) -> None:
         """Have the request answered, and make the answer ready to be sent."""
@@ -346,24 +412,25 @@ class Door(tornado.web.RequestHandler):
         method = self.request.method or ""
         if method == "OPTIONS":
             return Answer(status=204, headers={"Allow": self._endpoint.allow()})
+        call: Callable[..., Any]
         verb = "GET" if method == "HEAD" else method
-        request = self._asked = Request(
-            verb,
-            path,
-            self.request.headers,
-            bytes(self._body),
-            self._offer,
-            self.request.uri or "",
-            self.request.host,
-            self._principal,
-        )
-        endpoint = self._endpoint(self._services, request, asyncio.get_running_loop())
+        if self._found is not None:
+            call = getattr(self._found, verb.lower())
+            try:
+                done = await call()
+            except ZerogError:
+                await self._abandon()
+                raise
+            self._found = None
+            return done if isinstance(done, Answer) else Answer(done)
+        endpoint = self._make_endpoint(path)
+        request = endpoint.request
         await endpoint.find()
         model, reads_json, is_coroutine = _shape(self._endpoint, verb)
         if reads_json and (request.body or verb not in self._endpoint.body_optional):
             self._check_media_type()
         pairs = self._query_pairs()
-        call: Callable[..., Any] = getattr(endpoint, verb.lower())
+        call = getattr(endpoint, verb.lower())
         arguments = () if model is None else (read_model(model, request, pairs),)
         if model is None:
             request.query = read_query(pairs, endpoint.known_parameters(verb))
@@ -373,6 +440,20 @@ class Door(tornado.web.RequestHandler):
         else:
             done = await self._in_thread(call, *arguments)
         return done if isinstance(done, Answer) else Answer(done)
+
+    def _make_endpoint(self, path: Mapping[str, str]) -> Endpoint:
+        method = self.request.method or ""
+        self._asked = Request(
+            "GET" if method == "HEAD" else method,
+            path,
+            self.request.headers,
+            bytes(self._body),
+            self._offer,
+            self.request.uri or "",
+            self.request.host,
+            self._principal,
+        )
+        return self._endpoint(self._services, self._asked, asyncio.get_running_loop())
 
     async def _in_thread(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Call a plain method in a thread of its own kind: however long it waits, no other request waits for it."""

@@ -36,6 +36,7 @@ from zerog import codec
 from zerog.clock import Clock
 from zerog.exceptions import Forbidden, InvalidParameter, UnknownJob, ZerogError
 from zerog.manager import Manager, Submission, Submitted
+from zerog.master import Master, Report, Settlement
 from zerog.record import JobRecord
 from zerog.registry import Registry, read_body
 from zerog.server.lanes import Lane
@@ -48,7 +49,9 @@ from zerog.topics import Topics
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
+    from zerog.server.commands import Bell
     from zerog.server.live import Shared, Streams
+    from zerog.server.reserver import Reserver
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -122,6 +125,8 @@ class Answer:
     page: str = ""
     media_type: str | None = None
     stream: AsyncIterator[bytes] | None = None
+    #: Called in a thread when it could not be sent.
+    undelivered: Callable[[], object] | None = None
     #: What only the page shows.
     aside: Mapping[str, Any] = field(default_factory=dict)
 
@@ -131,9 +136,17 @@ class Services:
     """What endpoints stand on; one object in each server process."""
 
     manager: Manager
+    master: Master
     registry: Registry
     clock: Clock
     submit: Lane[Submission, Submitted]
+    #: How attempts go and end, from agents that speak HTTP alone; who hands out to them; who wakes those that wait for
+    #: orders.
+    attempts: Lane[Report | Settlement, JobRecord]
+    reserver: Reserver
+    bell: Bell
+    #: Does some of the chores at once.
+    hurry: Callable[..., None]
     read: Lane[str, JobRecord]
     pool: Executor
     #: The threads in which plain methods run, and those that ask whether the store is there.
@@ -185,6 +198,9 @@ class Request:
     written: Mapping[str, str] = field(default_factory=dict)
     #: Seconds for which it waited because the client had asked for that.
     waited: float = 0.0
+    #: Whether the client has gone, and what is called when it goes.
+    gone: bool = False
+    when_gone: list[Callable[[], object]] = field(default_factory=list)
 
 
 class Endpoint:
@@ -209,8 +225,11 @@ class Endpoint:
     many: ClassVar[int] = 0
     #: Those of them that may come without a body.
     body_optional: ClassVar[tuple[str, ...]] = ()
-    #: The role that a token needs; without one, read for GET and operate for the rest.
-    role: ClassVar[str | Mapping[str, str] | None] = None
+    #: Methods whose bodies come a piece at a time, of any size and media type: ``begin``, ``receive`` for each piece,
+    #: then the method; or ``abandon`` when it does not come whole.
+    streamed: ClassVar[tuple[str, ...]] = ()
+    #: The role that a token needs, or roles of which it needs one; without, read for GET and operate for the rest.
+    role: ClassVar[str | Mapping[str, str | tuple[str, ...]] | None] = None
     #: Whether anybody may ask, also where tokens are on.
     public: ClassVar[bool] = False
     #: What the methods answer, for the description: method → status → (description, schema name).
@@ -247,11 +266,12 @@ class Endpoint:
         return tuple(method for method in METHODS if callable(getattr(cls, method.lower(), None)))
 
     @classmethod
-    def needed_role(cls, method: str) -> str:
-        """Return the role that a token needs for a method."""
+    def needed_roles(cls, method: str) -> tuple[str, ...]:
+        """Return the roles of which a token needs one for a method."""
         reads = method in ("GET", "HEAD")
         own = cls.role.get("GET" if reads else method) if isinstance(cls.role, Mapping) else cls.role
-        return own or ("read" if reads else "operate")
+        own = own or ("read" if reads else "operate")
+        return (own,) if isinstance(own, str) else own
 
     @classmethod
     def allow(cls) -> str:
@@ -288,6 +308,15 @@ class Endpoint:
         if key is not None and not _KEY.fullmatch(key):
             raise InvalidParameter("Idempotency-Key", "it must be 1 to 255 visible ASCII characters")
         return key
+
+    async def begin(self) -> None:
+        """Prepare for a body that comes a piece at a time; called after ``find``, before the first piece."""
+
+    async def receive(self, piece: bytes) -> None:
+        """Take a piece of such a body; the next one comes when this has been dealt with."""
+
+    async def abandon(self) -> None:
+        """Leave nothing of such a body: it does not come whole, or was refused."""
 
     async def find(self) -> None:
         """Find what the path names, or raise the 404; called before the query and the body are looked at."""

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from zerog import views
 from zerog.exceptions import (
     AlreadyFinished,
     Forbidden,
     InvalidParameter,
+    InvalidParameters,
+    PreconditionFailed,
+    PreconditionRequired,
     UnknownType,
 )
 from zerog.manager import Page
-from zerog.record import State
+from zerog.needs import LABEL, MAX_LABELS, is_cpus
+from zerog.record import JobRecord, State
 from zerog.registry import read_body
 from zerog.server.collection import CURSOR, LIMIT, OfJob, collection, expand_parameter
 from zerog.server.endpoint import (
@@ -25,6 +29,7 @@ from zerog.server.endpoint import (
     Endpoint,
     Parameter,
     chosen,
+    header,
 )
 from zerog.server.run import YEAR, hidden
 from zerog.server.types import check_type
@@ -83,24 +88,75 @@ class Jobs(Endpoint):
         return Page([record for record in page.items if self.sees(record.job_type)], page.next)
 
 
+class LimitsBody(BaseModel):
+    """What a job asks of an agent: bytes, cores, labels; what is not said stays."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    ram: int = Field(default=0, ge=0, lt=2**53)
+    cpus: float = Field(default=0.0, ge=0, le=100_000)
+    labels: list[str] = Field(default_factory=list, max_length=MAX_LABELS)
+
+
+class ModifyBody(BaseModel):
+    """What is to be different about a job; what is not said stays."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    priority: int = Field(1000, ge=0, le=2**32 - 1)
+    notBefore: AwareDatetime | None = None
+    limits: LimitsBody = Field(default_factory=lambda: LimitsBody())
+
+    def changes(self, now: float) -> dict[str, Any]:
+        """Return what is said; ``InvalidParameters`` for what cannot be."""
+        limits = {name: getattr(self.limits, name) for name in self.limits.model_fields_set}
+        faults = []
+        if not is_cpus(self.limits.cpus):
+            faults.append(_fault("/limits/cpus", "cores are given to a thousandth"))
+        for place, label in enumerate(self.limits.labels):
+            if not LABEL.fullmatch(label):
+                faults.append(_fault(f"/limits/labels/{place}", f"it must match {LABEL.pattern}"))
+        moment = None if self.notBefore is None else self.notBefore.timestamp()
+        if moment is not None and moment > now + YEAR:
+            faults.append(_fault("/notBefore", "it must be at most a year ahead"))
+        if faults:
+            raise InvalidParameters(faults)
+        said = dict(limits) if "limits" in self.model_fields_set else {}
+        if "priority" in self.model_fields_set:
+            said["priority"] = self.priority
+        if "notBefore" in self.model_fields_set:
+            said["not_before"] = moment if moment is not None and moment > now else None
+        return said
+
+
+def _fault(pointer: str, detail: str) -> dict[str, Any]:
+    return {"pointer": pointer, "code": "invalid", "detail": detail}
+
+
 class Job(OfJob):
-    """One job, whole; and its cancellation."""
+    """One job, whole; its modification and its cancellation."""
 
     name = "job"
     url = "/jobs/{uuid}"
-    parameters = {"GET": (expand_parameter("parents", "retriedFrom"),)}
+    parameters: ClassVar = {"GET": (expand_parameter("parents", "retriedFrom"),), "PATCH": ModifyBody}
+    headers: ClassVar = {"PATCH": (header("If-Match", "the ETag of the revision that is to be changed, or *"),)}
     responses = {
         "GET": {200: ("the whole record", "Job")},
+        "PATCH": {200: ("it is changed; the agent of a running job is told", "Job")},
         "DELETE": {
             200: ("it is cancelled", "Progress"),
             202: ("it is being cancelled", "Progress"),
         },
     }
-    problems: ClassVar = {"DELETE": (AlreadyFinished,)}
+    problems: ClassVar = {
+        "DELETE": (AlreadyFinished,),
+        "PATCH": (AlreadyFinished, PreconditionFailed, PreconditionRequired),
+    }
 
     async def get(self) -> Answer:
         """Show the whole record."""
         view = views.whole(self.record)
+        headers = _revision_headers(self.record)
         if self.limited and self.record.parents:
             unseen = await self.off_loop(hidden, self, self.record.parents)
             view["parents"] = [one for one in view["parents"] if one["href"].rpartition("/")[2] not in unseen]
@@ -108,7 +164,29 @@ class Job(OfJob):
         wanted = self.request.query["expand"]
         if wanted:
             await self.off_loop(self._expand, view, wanted)
-        return Answer(view, page="job", aside=aside)
+        return Answer(view, 200, headers, page="job", aside=aside)
+
+    async def patch(self, parameters: ModifyBody) -> Answer:
+        """Change the priority of a job that is not over, when it may run, and what it needs."""
+        known = self.request.headers.get("If-Match")
+        if known is None:
+            raise PreconditionRequired("If-Match must name the ETag of the job's revision, or be *")
+        record = self.record
+        if record.terminal:
+            raise AlreadyFinished(f"the job is {record.state}", state=str(record.state))
+        tags = [tag.strip() for tag in known.split(",")]
+        if "*" not in tags and f'"{record.revision}"' not in tags:
+            raise PreconditionFailed(f"the job's revision is {record.revision}", revision=record.revision)
+        changes = parameters.changes(self.services.clock.now())
+        revision = None if "*" in tags else record.revision
+        record = await self.off_loop(self._modify, changes, revision)
+        return Answer(views.whole(record), 200, _revision_headers(record), "job")
+
+    def _modify(self, changes: dict[str, Any], revision: int | None) -> JobRecord:
+        record = self.manager.modify(self.record.uuid, changes, revision)
+        if record.state is State.RUNNING and record.agent is not None:
+            self.services.master.tell_modified(record, changes)
+        return record
 
     def _aside(self) -> dict[str, Any]:
         """Return what the page shows beside the record: why it is not done, what it said, and a small result."""
@@ -137,6 +215,11 @@ class Job(OfJob):
     async def delete(self) -> Answer:
         """Cancel the job."""
         return await cancel(self)
+
+
+def _revision_headers(record: JobRecord) -> dict[str, str]:
+    """Return what a PATCH needs to know; the record changes more often than its revision, so nobody may keep it."""
+    return {"ETag": f'"{record.revision}"', "Cache-Control": "no-store"}
 
 
 def _is_text(media_type: str) -> bool:

@@ -15,6 +15,7 @@ from zerog.registry import Registry
 from zerog.server.endpoint import ANY, EVENTS, HTML, JSON, PROBLEM, Answer, Endpoint, Parameter, RunParameter
 from zerog.server.problems import problems
 from zerog.server.run import Run
+from zerog.server.schemas import AGENT, NEEDS, of_agents
 
 
 def _object(properties: Mapping[str, Any], required: Iterable[str] | None = None) -> dict[str, Any]:
@@ -86,6 +87,8 @@ _EXPLANATION = {
     "at": _TIME,
     "notBefore": _TIME,
     "ahead": _nullable("integer", minimum=0),
+    "needs": NEEDS,
+    "unmet": {"type": "object"},
 }
 _RETRIED = {
     "job": _REFERENCE,
@@ -149,6 +152,9 @@ def _schemas() -> dict[str, Any]:
         **_TIMES,
         "counters": _COUNTERS,
         "agent": _nullable("string"),
+        "limits": NEEDS,
+        "failedOn": {"type": "array", "items": {"type": "string"}},
+        "revision": _COUNT,
         "parents": {"type": "array", "items": _REFERENCE},
         "relationships": _REFERENCE,
         "retriedFrom": {**_REFERENCE, "type": ["object", "null"]},
@@ -195,6 +201,7 @@ def _schemas() -> dict[str, Any]:
         "Health": _object({"status": text}),
         "Ready": _object({"status": text, "store": text, "queue": text}),
         "Description": {"type": "object"},
+        **of_agents(),
         "Problem": _problem(),
     }
 
@@ -206,11 +213,6 @@ def _status() -> dict[str, Any]:
     process = {
         "pid": _COUNT, "host": text, "start": _TIME, "uptime": number, "memory": _COUNT, "cpu": number,
         "threads": _COUNT, "version": text,
-    }  # fmt: skip
-    agent = {
-        "id": text, "hostname": text, "pid": _COUNT, "version": text, "jobTypes": names, "startedAt": _TIME,
-        "state": {**text, "enum": ["running", "draining", "stopped", "offline"]},
-        "lastCommunication": _nullable("string", format="date-time"),
     }  # fmt: skip
     endpoint = {"name": text, "url": text, "methods": names, "required": names, "optional": names}
     of_type = {"jobType": text, "queue": _QUEUE, "paused": {"type": "boolean"}, "href": _HREF}
@@ -232,7 +234,7 @@ def _status() -> dict[str, Any]:
             "queue": _object({"available": {"type": "boolean"}, "items": {"type": "array", "items": _object(of_type)}}),
             "agents": _object(
                 {
-                    "items": {"type": "array", "items": _object(agent)},
+                    "items": {"type": "array", "items": AGENT},
                     "states": {"type": "object", "additionalProperties": _COUNT},
                 }
             ),
@@ -324,7 +326,8 @@ def _path(endpoint: type[Endpoint], known: Known, job_type: str | None = None) -
     for method in endpoint.methods():
         operation = _operation(endpoint, method, known, job_type)
         anybody = endpoint.public or not known.closed
-        operation["security"] = [{"bearer": [endpoint.needed_role(method)]}, *([{}] if anybody else [])]
+        roles = endpoint.needed_roles(method)
+        operation["security"] = [*({"bearer": [role]} for role in roles), *([{}] if anybody else [])]
         operations[method.lower()] = operation
     return operations
 

@@ -14,6 +14,8 @@ import zerog
 from zerog import views
 from zerog.clock import to_iso
 from zerog.exceptions import DatastoreError
+from zerog.fleet import STATES
+from zerog.server.agents import shown_agent
 from zerog.server.endpoint import Answer, Endpoint
 from zerog.statistics import Totals
 
@@ -43,13 +45,12 @@ class Overview(Endpoint):
     def agents(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Return the newest agents, and how many there are in which state."""
         shown: list[dict[str, Any]] = []
-        states = dict.fromkeys(("running", "draining", "stopped", "offline"), 0)
+        states = dict.fromkeys(STATES, 0)
         for record in self.manager.fleet.newest():
             state = self.manager.fleet.state(record)
             states[state] += 1
             if len(shown) < _AGENTS:
-                view = views.agent(record, state)
-                shown.append({**view, "jobTypes": [name for name in view["jobTypes"] if self.sees(name)]})
+                shown.append(shown_agent(self, record, state))
         return shown, states
 
 

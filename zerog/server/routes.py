@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterable
 
 from zerog.server import (
+    agents,
+    attempts,
     batch,
+    commands,
     data,
     jobs,
     live,
@@ -43,6 +46,20 @@ ENDPOINTS: tuple[type[Endpoint], ...] = (
     types.Type,
     types.PauseType,
     types.ResumeType,
+    agents.Agents,
+    commands.ManyCommands,  # before the next one, whose pattern covers it
+    agents.Agent,
+    attempts.AgentWork,
+    commands.AgentCommands,
+    commands.AgentCommand,
+    agents.AgentJobs,
+    agents.AgentFailures,
+    agents.AgentExceptions,
+    agents.Assignments,
+    attempts.Attempt,
+    attempts.AttemptOutcome,
+    attempts.AttemptData,
+    attempts.AttemptQuestions,
     openapi.Description,
     status.Health,
     status.Ready,

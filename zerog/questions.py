@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from zerog.agent.pipe import Message
 from zerog.exceptions import CorruptDocument, NewerVersion, NotFound, UnknownJob
 from zerog.manager import Manager
 from zerog.record import JobRecord
 from zerog.topics import Topics
 
 
-def answered(manager: Manager, record: JobRecord, question: dict[str, Any]) -> Message:
+def answered(manager: Manager, record: JobRecord, question: dict[str, Any]) -> dict[str, Any] | bytes:
     """Return the answer to a child's question; raises only what an outage of the store raises, and then ask again."""
     number = question["number"]
     try:

@@ -8,12 +8,12 @@ are written in the order in which they came; each kind of tail has batches of it
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from zerog.clock import to_iso
-from zerog.manager import Manager
+from zerog.outcome import GIVEN_BACK_UNKNOWN, Crashed, Failed, GivenBack, Outcome
 from zerog.record import Event
 
 #: Entries a level, bytes of captured output: how much is kept of the beginning and of the end.
@@ -26,6 +26,20 @@ _BATCH_BYTES = 256 * 1024
 
 #: Bytes that a line of captured output costs beside its text, so that empty lines are not free.
 _LINE = 64
+
+
+class Events(Protocol):
+    """Where the entries of an attempt go: a Manager."""
+
+    @property
+    def shares_commits(self) -> bool:
+        """Whether what was written in a step that failed is not there."""
+
+    def append_events(self, uuid: str, batch: Mapping[str, Any]) -> int:
+        """Append a batch; returns its number."""
+
+    def drop_events(self, uuid: str, number: int, keep: int = 0) -> None:
+        """Remove a batch again but for its last ``keep`` entries."""
 
 
 @dataclass(slots=True)
@@ -103,7 +117,7 @@ class Recorder:
             self._dropped["bytes"] += size
             self._unsaid = True
 
-    def flush(self, manager: Manager) -> None:
+    def flush(self, manager: Events) -> None:
         """Write what is pending, and what an earlier flush wrote without being confirmed."""
         if not self.pending:
             return
@@ -113,9 +127,34 @@ class Recorder:
             manager.drop_events(self._uuid, number, keep)
         for batch in self._unconfirmed:
             assert batch.document is not None
-            if batch.number and not manager.store.shares_commits:
+            if batch.number and not manager.shares_commits:
                 continue  # this one was acknowledged before another call of the same step failed
             batch.number = manager.append_events(self._uuid, batch.document)
+
+    def document(self) -> dict[str, Any]:
+        """Return what must be known to go on elsewhere, as JSON; when nothing is pending."""
+        return {
+            "batch": self._batch,
+            "dropped": dict(self._dropped),
+            "lanes": {
+                name: {"first": lane.first, "written": [[one.number, one.weights] for one in lane.written]}
+                for name, lane in self._lanes.items()
+            },
+        }
+
+    @classmethod
+    def read(cls, uuid: str, attempt: int, members: Mapping[str, Any]) -> Recorder:
+        """Go on from what ``document`` gave."""
+        recorder = cls(uuid, attempt)
+        recorder._batch, recorder._dropped = members["batch"], dict(members["dropped"])
+        for name, kept in members["lanes"].items():
+            lane = recorder._lane(name)
+            lane.first = kept["first"]
+            for number, weights in kept["written"]:
+                pairs = [(weight, size) for weight, size in weights]
+                lane.written.append(_Written(pairs, None, number))
+                lane.written_weight += sum(weight for weight, _ in pairs)
+        return recorder
 
     def confirm(self) -> None:
         """Say that the last flush counts."""
@@ -165,6 +204,21 @@ class Recorder:
             "dropped": dict(self._dropped),
         }
         return _Written([(weight, event.size()) for event, weight in part], document)
+
+
+def said_at_end(outcome: Outcome, at: float, once: bool) -> Event | None:
+    """Return the entry among the errors for a spent error or crash, or for an end that nobody can know.
+
+    ``once`` says that the type forbids to run it again when it may have run.
+    """
+    match outcome:
+        case Failed(message=message, traceback=trace, reason=reason, code=code):
+            return Event(at, "error", message, code, traceback=trace, reason=reason)
+        case Crashed(message=message):
+            return Event(at, "error", message, 500, reason="crashed")
+        case GivenBack(started=True) if once:
+            return Event(at, "error", GIVEN_BACK_UNKNOWN, 500, reason="outcome_unknown")
+    return None
 
 
 def _leading(entries: list[tuple[int, int]], excess: int) -> int:

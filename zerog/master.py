@@ -1,0 +1,774 @@
+"""Master: what a server does for agents, and what an agent that reaches the store itself does for itself.
+
+An agent says what it is and that it lives (``hear``); over HTTP it is given attempts (``take``), says how they go and
+how they end (``answer_all``), and sends what they made (``Upload``).  Any master does for any request: what one must
+know of an agent is in its record, what it must know of an attempt in the job's record and in the attempt's notes.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from zerog import codec
+from zerog.clock import from_iso, to_iso
+from zerog.datastore.base import Datastore
+from zerog.datastore.blobs import CHUNK, BlobWriter
+from zerog.exceptions import (
+    AgentAlive,
+    AlreadyFinished,
+    Conflict,
+    CorruptDocument,
+    InvalidParameter,
+    NewerVersion,
+    NotFound,
+    Superseded,
+    UnknownAgent,
+    UnknownJob,
+    UnknownResource,
+)
+from zerog.fleet import LOG_EXCEPTIONS, LOG_FAILURES, LOG_JOBS, AgentRecord, Assignment, Presence
+from zerog.leases import LeaseWatch
+from zerog.manager import Claimant, Claimed, GiveBack, Held, Manager, Verdict
+from zerog.manager.needing import limits_of
+from zerog.needs import UNSAID, Limits
+from zerog.orders import Command, Orders, Wanted
+from zerog.outcome import INLINE, Cancelled, Crashed, Failed, GivenBack, Outcome, Requeued, Result, Succeeded
+from zerog.queue.base import Reservation
+from zerog.record import Event, JobRecord, State
+from zerog.recorder import Recorder, said_at_end
+from zerog.statistics import Statistics
+
+T = TypeVar("T")
+
+#: Numbers of batches of an attempt that are remembered.
+_BATCHES = 100
+
+#: Seconds for which the entry of a job is left to others that had no room here after all.
+_NO_ROOM = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How one attempt came out, for the agent's own account."""
+
+    uuid: str
+    attempt: int
+    outcome: str
+    at: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether it counts among the agent's failures."""
+        return self.outcome in ("failed", "crashed")
+
+    def members(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {"uuid": self.uuid, "attempt": self.attempt, "outcome": self.outcome, "at": to_iso(self.at)}
+
+
+def word_of(outcome: Outcome) -> str:
+    """Return the word for what an attempt came to."""
+    return _WORDS[type(outcome)]
+
+
+_WORDS: Mapping[type, str] = {
+    Succeeded: "succeeded",
+    Failed: "failed",
+    Requeued: "requeued",
+    Cancelled: "cancelled",
+    Crashed: "crashed",
+    GivenBack: "givenBack",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What an agent says of itself.  ``None`` says nothing: what was known stays.
+
+    ``assignments`` are those that it answers for, over HTTP without what they need.  ``ended`` and ``exceptions`` are
+    those since it spoke last, of an agent that reaches the store itself.
+    """
+
+    id: str
+    instance: str | None = None
+    hostname: str | None = None
+    version: str | None = None
+    job_types: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    has: Limits = UNSAID
+    limits: Limits | None = None
+    usage: Mapping[str, Any] | None = None
+    state: str = "running"
+    assignments: tuple[Assignment, ...] | None = None
+    pid: int | None = None
+    presence: Presence | None = None
+    superseded: int | None = None
+    direct: bool = False
+    ended: tuple[Ended, ...] = ()
+    exceptions: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The answer to an agent: its record, whether it is new, what is wanted of it, and which attempts it has lost."""
+
+    record: AgentRecord
+    new: bool
+    wanted: Wanted
+    superseded: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How an attempt goes.  ``checkpoint`` has the job's new state, if there is one; ``batch`` numbers the events."""
+
+    uuid: str
+    attempt: int
+    completeness: float | None = None
+    message: str | None = None
+    events: tuple[Event, ...] = ()
+    checkpoint: tuple[Any, ...] = ()
+    batch: int | None = None
+    dropped: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How an attempt ended: what it came to, ``data`` as JSON if it returned some, and a digest of all of it."""
+
+    report: Report
+    outcome: Outcome
+    digest: str
+    told: bool = False
+    data: bytes | None = None
+
+
+class Master:
+    """Everything that agents ask.  Safe to use from many threads."""
+
+    def __init__(self, manager: Manager, statistics: Statistics, heartbeat: float) -> None:
+        self.manager = manager
+        self.fleet = manager.fleet
+        self.orders = Orders(manager.store, manager.clock)
+        self.heartbeat = heartbeat
+        self._statistics = statistics
+        self._store = manager.store
+        self._clock = manager.clock
+
+    # Agents
+
+    def hear(self, news: Registration) -> Heard:
+        """Take what an agent says of itself: it is new, it has begun anew, or it lives.
+
+        What it says that it still has is renewed.  A changed instance has lost the rest, which goes on elsewhere at
+        once.  ``AgentAlive`` if an agent that reaches the store itself would take the name of another that lives.
+        """
+        earlier: AgentRecord | None = None
+
+        def change(before: AgentRecord | None) -> AgentRecord:
+            nonlocal earlier
+            earlier = before
+            if news.direct and before is not None:
+                self._refuse_twin(before, news)
+            return self._merged(before, news)
+
+        for log, entries in self._accounts(news):
+            self.fleet.keep(news.id, log, entries)
+        record = self.fleet.change(news.id, change)
+        assert record is not None
+        superseded: tuple[tuple[str, int], ...] = ()
+        if not record.direct:
+            record, superseded = self._tend(record, news, earlier)
+        new = earlier is None
+        return Heard(record, new, self.orders.wanted(news.id), superseded)
+
+    def _refuse_twin(self, before: AgentRecord, news: Registration) -> None:
+        same = before.instance == news.instance
+        if not same and before.direct and self.fleet.state(before) not in ("retired", "offline"):
+            raise AgentAlive(f"the agent {news.id} lives as another process, on {before.hostname}")
+
+    @staticmethod
+    def _accounts(news: Registration) -> Iterable[tuple[str, list[Mapping[str, Any]]]]:
+        yield LOG_JOBS, [one.members() for one in news.ended]
+        yield LOG_FAILURES, [one.members() for one in news.ended if one.failed]
+        yield LOG_EXCEPTIONS, list(news.exceptions)
+
+    def _merged(self, before: AgentRecord | None, news: Registration) -> AgentRecord:
+        """Return an agent's record with what it says now."""
+        now = self._clock.now()
+        if before is None:
+            before = AgentRecord(news.id, news.instance or "", "", "", (), now)
+        begun = news.instance is not None and news.instance != before.instance
+        assignments = self._ledger(before, news, begun)
+        return replace(
+            before,
+            instance=_said(news.instance, before.instance),
+            hostname=_said(news.hostname, before.hostname),
+            version=_said(news.version, before.version),
+            job_types=_said(news.job_types, before.job_types),
+            labels=_said(news.labels, before.labels),
+            limits=_said(news.limits, before.limits),
+            usage=_said(news.usage, before.usage),
+            pid=_said(news.pid, before.pid),
+            superseded=_said(news.superseded, before.superseded),
+            assignments=_said(assignments, before.assignments),
+            has=Limits(_said(news.has.ram, before.has.ram), _said(news.has.cpus, before.has.cpus)),
+            started_at=now if begun else before.started_at,
+            presence=news.presence,
+            state=news.state,
+            heard_at=now,
+            heartbeat=self.heartbeat,
+            direct=news.direct,
+            processed=before.processed + len(news.ended),
+            failures=before.failures + sum(one.failed for one in news.ended),
+            exceptions=before.exceptions + len(news.exceptions),
+        )
+
+    @staticmethod
+    def _ledger(before: AgentRecord, news: Registration, begun: bool) -> tuple[Assignment, ...] | None:
+        if news.direct or not begun:
+            return news.assignments if news.direct else None
+        listed = {(one.uuid, one.attempt) for one in news.assignments or ()}
+        return tuple(one for one in before.assignments if (one.uuid, one.attempt) in listed)
+
+    def _tend(
+        self, record: AgentRecord, news: Registration, earlier: AgentRecord | None
+    ) -> tuple[AgentRecord, tuple[tuple[str, int], ...]]:
+        """Renew what an agent that speaks HTTP still has, and let go of what it has not."""
+        listed = {(one.uuid, one.attempt) for one in news.assignments or ()}
+        had = {(one.uuid, one.attempt) for one in (earlier.assignments if earlier is not None else ())}
+        kept = {(one.uuid, one.attempt) for one in record.assignments}
+        held = self.manager.read_many(list({uuid for uuid, _ in listed | had}))
+        gone = record.state in ("retired", "offline")
+        superseded, renewed = [], set()
+        for uuid, attempt in sorted(listed):
+            if gone or not self._runs(held.get(uuid), attempt, record.id):
+                superseded.append((uuid, attempt))
+                continue
+            try:
+                self.manager.report(held[uuid], attempt)
+                renewed.add((uuid, attempt))
+            except Superseded:
+                superseded.append((uuid, attempt))
+        for uuid, attempt in sorted(had - kept - listed if not gone else had | listed):
+            if self._runs(held.get(uuid), attempt, record.id):
+                self._take_away(held[uuid], attempt, blame=not gone)
+        over = {one for one in kept if gone or not self._runs(held.get(one[0]), one[1], record.id)} - renewed
+        if over or renewed - kept:
+            record = self._note(record.id, held, renewed - kept, over) or record
+        return record, tuple(superseded) if not gone else ()
+
+    def _take_away(self, held: Held, attempt: int, blame: bool) -> None:
+        """Let a job go on elsewhere at once: its agent has lost it, or gives it back."""
+        try:
+            after = self.manager.lose(held) if blame else self.manager.settle(held, attempt, GivenBack())
+        except (Superseded, Conflict):
+            return  # it has ended in the meantime, or somebody else was faster
+        if after.record.state is State.QUEUED:
+            self.manager.enqueue([after.record])
+
+    @staticmethod
+    def _runs(held: Held | None, attempt: int, id: str) -> bool:
+        """Return whether an attempt is the current one, and this agent's."""
+        if held is None or held.cas == 0:
+            return False
+        record = held.record
+        return record.state is State.RUNNING and record.attempt == attempt and record.agent == id
+
+    def _note(
+        self, id: str, held: Mapping[str, Held], more: Iterable[tuple[str, int]], over: Iterable[tuple[str, int]]
+    ) -> AgentRecord | None:
+        """Correct the account of what an agent has."""
+        added = [
+            Assignment(uuid, attempt, held[uuid].record.started_at or self._clock.now(), held[uuid].record.needs)
+            for uuid, attempt in more
+        ]
+        removed = set(over)
+
+        def change(before: AgentRecord | None) -> AgentRecord | None:
+            if before is None:
+                return None
+            left = [one for one in before.assignments if (one.uuid, one.attempt) not in removed]
+            known = {(one.uuid, one.attempt) for one in left}
+            left += [one for one in added if (one.uuid, one.attempt) not in known]
+            return replace(before, assignments=tuple(left))
+
+        return self.fleet.change(id, change)
+
+    def leave(self, id: str) -> None:
+        """Forget an agent, and give back what it has; nothing happens if there is none."""
+        record = self.fleet.get(id)
+        if record is not None:
+            held = self.manager.read_many([one.uuid for one in record.assignments])
+            for one in record.assignments:
+                if self._runs(held.get(one.uuid), one.attempt, id):
+                    self._take_away(held[one.uuid], one.attempt, blame=False)
+            self.fleet.remove(id)
+        self.orders.forget(id)
+
+    def complain(self, id: str, exception: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep an agent's own unhandled exception; ``UnknownAgent`` if there is no such agent."""
+        kept = {**exception, "at": to_iso(self._clock.now())}
+
+        def change(before: AgentRecord | None) -> AgentRecord:
+            if before is None:
+                raise unknown(id)
+            return replace(before, exceptions=before.exceptions + 1)
+
+        self.fleet.change(id, change)
+        self.fleet.keep(id, LOG_EXCEPTIONS, [kept])
+        return kept
+
+    def acknowledge(self, id: str, number: int, state: str, message: str | None) -> Command:
+        """Take what an agent made of a command."""
+        return self.orders.acknowledge(id, number, state, message)
+
+    def command(self, id: str, command: str, members: Mapping[str, Any], key: str | None = None) -> Command:
+        """Give an agent a command; the same ``key`` gives it once.
+
+        What it says of a job is written into the job's record first, so that it holds wherever the job goes on.
+        ``StateConflict`` for the modification of a job that does not run there.
+        """
+        if command in ("cancel", "modify"):
+            self._prepare(id, command, members)
+        given = self.orders.give(id, command, members, key)
+        self.manager.tell_agents([id], "orders")
+        return given
+
+    def _prepare(self, id: str, command: str, members: Mapping[str, Any]) -> None:
+        try:
+            record = self.manager.read(members["uuid"]).record
+        except (UnknownJob, CorruptDocument, NewerVersion):
+            return  # the agent will say that it does not run there
+        here = record.state is State.RUNNING and record.agent == id
+        if command == "cancel" and here:
+            self.manager.mark_cancelled(record.uuid)
+        elif command == "modify" and here:
+            self._note_needs(self.manager.modify(record.uuid, changes_of(members)))
+
+    def tell_modified(self, record: JobRecord, changes: Mapping[str, Any]) -> None:
+        """Tell the agent of a running job that it was modified."""
+        members: dict[str, Any] = {"uuid": record.uuid}
+        limits = {name: changes[name] for name in ("ram", "cpus", "labels") if name in changes}
+        if limits:
+            members["limits"] = limits
+        if "priority" in changes:
+            members["priority"] = changes["priority"]
+        if "not_before" in changes:
+            moment = changes["not_before"]
+            members["notBefore"] = None if moment is None else to_iso(moment)
+        assert record.agent is not None
+        key = f"modify.{record.uuid}.{record.revision}"
+        self.orders.give(record.agent, "modify", members, key)
+        self._note_needs(record)
+        self.manager.tell_agents([record.agent], "orders")
+
+    def _note_needs(self, record: JobRecord) -> None:
+        """Correct the account of an agent that speaks HTTP alone: what a job of it holds has changed."""
+
+        def change(before: AgentRecord | None) -> AgentRecord | None:
+            if before is None or before.direct:
+                return None
+            changed = tuple(
+                replace(one, needs=record.needs) if one.uuid == record.uuid else one for one in before.assignments
+            )
+            return replace(before, assignments=changed) if changed != before.assignments else None
+
+        if record.agent is not None:
+            self.fleet.change(record.agent, change)
+
+    def wanted(self, id: str) -> Wanted:
+        """Return what is wanted of an agent."""
+        return self.orders.wanted(id)
+
+    # Assignments, over HTTP
+
+    def shares_of(self, id: str, job_types: Sequence[str] | None, count: int) -> list[tuple[str, ...]]:
+        """Return the tubes from which each of some requests of an agent may be served now; none while it takes nothing.
+
+        ``job_types`` are those that its token allows.  ``UnknownAgent`` if it never registered.
+        """
+        record = self.fleet.get(id)
+        if record is None:
+            raise unknown(id)
+        wanted = self.orders.wanted(id)
+        if record.state != "running" or wanted.drained:
+            return [()] * count
+        if any(one.needs for one in record.assignments):
+            record = self.verified(record)
+        types = [name for name in record.job_types if job_types is None or name in job_types]
+        return self.manager.shares(types, room_of(record, wanted), record.labels, count)
+
+    def verified(self, record: AgentRecord) -> AgentRecord:
+        """Return an agent's record without what it does not have any more, as the jobs' records say."""
+        if record.direct or not record.assignments:
+            return record
+        held = self.manager.read_many([one.uuid for one in record.assignments])
+        over = {
+            (one.uuid, one.attempt)
+            for one in record.assignments
+            if not self._runs(held.get(one.uuid), one.attempt, record.id)
+        }
+        return (self._note(record.id, held, (), over) or record) if over else record
+
+    def take(self, id: str, uuid: str, claim: str, watch: LeaseWatch, entry: Reservation) -> Verdict:
+        """Claim a job for an agent (R3, R16); what there is no room for after all is given back."""
+        verdict = self.manager.claim(uuid, Claimant(id, id), claim, watch, entry)
+        if not isinstance(verdict, Claimed):
+            return verdict
+        record = verdict.held.record
+        assignment = Assignment(uuid, record.attempt, record.started_at or self._clock.now(), record.needs)
+        fits = True
+
+        def change(before: AgentRecord | None) -> AgentRecord | None:
+            nonlocal fits
+            if before is not None and any(one == assignment for one in before.assignments):
+                return None
+            wanted = self.orders.wanted(id)
+            fits = before is not None and before.state == "running" and not wanted.drained
+            fits = fits and before is not None and room_of(before, wanted).fit(record.needs)
+            if before is None or not fits:
+                return None
+            return replace(before, assignments=(*before.assignments, assignment))
+
+        self.fleet.change(id, change)
+        if fits:
+            self._statistics.add("attempts")
+            return verdict
+        self.manager.settle(verdict.held, record.attempt, GivenBack(started=False))
+        return GiveBack(_NO_ROOM, record.priority)
+
+    def give_back(self, held: Held) -> None:
+        """Give back what an agent was given that never heard of it."""
+        record = held.record
+        after = self.manager.settle(held, record.attempt, GivenBack(started=False))
+        if record.agent is not None:
+            self._note(record.agent, {}, (), [(record.uuid, record.attempt)])
+        if after.record.state is State.QUEUED:
+            self.manager.enqueue([after.record])
+
+    # Attempts, over HTTP
+
+    def answer_all(self, items: Sequence[Report | Settlement]) -> list[JobRecord | Exception]:
+        """Write how attempts go and how they ended, all in one commit; for each the job's record, or what is wrong."""
+        ended: dict[str, list[Ended]] = defaultdict(list)
+        seconds: list[tuple[str, float]] = []
+        queued: list[JobRecord] = []
+        with self._store.together():
+            results = [self._answer(item, ended, seconds, queued) for item in items]
+            for id, several in ended.items():
+                self._account(id, several)
+        self.manager.enqueue(queued)
+        for job_type, taken in seconds:
+            self._statistics.observe(job_type, taken)
+        return results
+
+    def _answer(
+        self,
+        item: Report | Settlement,
+        ended: dict[str, list[Ended]],
+        seconds: list[tuple[str, float]],
+        queued: list[JobRecord],
+    ) -> JobRecord | Exception:
+        try:
+            if isinstance(item, Report):
+                return self._report(item)
+            before, after = self._settle(item)
+        except (Superseded, AlreadyFinished, UnknownResource, CorruptDocument, NewerVersion) as error:
+            return error
+        if before is None:
+            return after
+        if before.agent is not None:
+            word = word_of(item.outcome) if after.state is not State.CANCELLED else "cancelled"
+            ended[before.agent].append(Ended(after.uuid, before.attempt, word, self._clock.now()))
+        if not isinstance(item.outcome, GivenBack):
+            seconds.append((after.job_type, max(0.0, self._clock.now() - (before.started_at or 0.0))))
+        if after.state is State.QUEUED:
+            queued.append(after)
+        return after
+
+    def _account(self, id: str, ended: Sequence[Ended]) -> None:
+        """Write into an agent's account what has ended there."""
+        over = {(one.uuid, one.attempt) for one in ended}
+        # What was given back has not ended here: it goes on elsewhere.
+        counted = [one for one in ended if one.outcome != "givenBack"]
+        failed = [one for one in counted if one.failed]
+
+        def change(before: AgentRecord | None) -> AgentRecord | None:
+            if before is None or before.direct:
+                return None
+            return replace(
+                before,
+                assignments=tuple(one for one in before.assignments if (one.uuid, one.attempt) not in over),
+                processed=before.processed + len(counted),
+                failures=before.failures + len(failed),
+                heard_at=self._clock.now(),
+            )
+
+        record = self.fleet.change(id, change)
+        if record is not None and not record.direct:
+            self.fleet.keep(id, LOG_JOBS, [one.members() for one in counted])
+            self.fleet.keep(id, LOG_FAILURES, [one.members() for one in failed])
+
+    def _report(self, report: Report) -> JobRecord:
+        held = self._current(report.uuid, report.attempt)
+        self._events(report, None)
+        return self.manager.report(held, report.attempt, report.completeness, report.message, report.checkpoint).record
+
+    def _settle(self, item: Settlement) -> tuple[JobRecord | None, JobRecord]:
+        """Write an outcome; returns the record before it, if it was not written before, and after it."""
+        report = item.report
+        uuid, attempt = report.uuid, report.attempt
+        written_as = f"{attempt}.{item.digest}"
+        record = self.manager.read(uuid).record
+        if record.attempt == attempt and record.settled_as == written_as:
+            return None, record
+        held = self._current(uuid, attempt)
+        notes = self._events(report, item)
+        outcome = item.outcome
+        if isinstance(outcome, Succeeded):
+            outcome = Succeeded(self._result(uuid, attempt, item, notes), outcome.code)
+        after = self.manager.settle(
+            held, attempt, outcome, item.told, report.completeness, report.message, written_as=written_as
+        )
+        if notes is not None:
+            notes.remove(self._store, uuid, attempt, after.record.result)
+        return held.record, after.record
+
+    def _current(self, uuid: str, attempt: int) -> Held:
+        """Return the record of an attempt that may be written; raises what is wrong otherwise."""
+        held = self.manager.read(uuid)
+        record = held.record
+        if attempt > record.attempt or attempt < 1:
+            raise UnknownResource(f"job {uuid} has no attempt {attempt}")
+        if record.terminal:
+            raise AlreadyFinished(f"the job is {record.state}", state=str(record.state))
+        if record.attempt != attempt or record.state is not State.RUNNING:
+            raise Superseded(
+                f"attempt {attempt} of job {uuid} is over: the job is {record.state} in attempt {record.attempt}",
+                state=str(record.state),
+            )
+        return held
+
+    def _events(self, report: Report, end: Settlement | None) -> Notes | None:
+        """Write what an attempt says, once, within its caps; returns its notes, if it has any."""
+        uuid, attempt = report.uuid, report.attempt
+        notes, cas = Notes.read(self._store, uuid, attempt)
+        events = list(report.events) if report.batch is None or report.batch not in notes.batches else []
+        dropped = report.dropped if events or report.batch is None or report.batch not in notes.batches else (0, 0)
+        last = None
+        if end is not None and notes.ended != end.digest:
+            once = not self.manager.registry.policy(self.manager.get(uuid).job_type).rerun_after_crash
+            last = said_at_end(end.outcome, self._clock.now(), once)
+        if not events and not dropped[0] and last is None:
+            return notes if cas is not None else None
+        recorder = Recorder.read(uuid, attempt, notes.recorder) if notes.recorder else Recorder(uuid, attempt)
+        for event in (*events, *([last] if last is not None else [])):
+            recorder.add(event)
+        recorder.drop(*dropped)
+        recorder.flush(self.manager)
+        recorder.confirm()
+        batches = notes.batches if report.batch is None else [*notes.batches, report.batch][-_BATCHES:]
+        after = replace(
+            notes,
+            batches=batches,
+            recorder=recorder.document(),
+            ended=end.digest if end is not None else notes.ended,
+        )
+        after.write(self._store, uuid, attempt, cas)
+        return after
+
+    def _result(self, uuid: str, attempt: int, item: Settlement, notes: Notes | None) -> Result | None:
+        """Return the result of a success: what was uploaded, or what it returned."""
+        if item.data is not None:
+            if len(item.data) <= INLINE:
+                return Result("application/json", len(item.data), inline=item.data.decode())
+            writer = BlobWriter(self._store, self.manager.blob_name(uuid, attempt))
+            writer.write(item.data)
+            writer.close()
+            return Result("application/json", writer.size, blob=writer.blob)
+        if notes is None or notes.output is None:
+            return None
+        return Result(notes.output["mediaType"], notes.output["size"], blob=notes.output["blob"])
+
+    # Data, over HTTP
+
+    def check_attempt(self, uuid: str, attempt: int) -> JobRecord:
+        """Return the record of the current attempt; raises what is wrong with it otherwise."""
+        return self._current(uuid, attempt).record
+
+    def upload(self, uuid: str, attempt: int, media_type: str) -> Upload:
+        """Begin what an attempt made, anew; it counts when it is closed, and is seen when the outcome is written."""
+        self._current(uuid, attempt)
+        blob = f"{self.manager.blob_name(uuid, attempt)}.{secrets.token_hex(4)}"
+        change_notes(self._store, uuid, attempt, lambda notes: replace(notes, blobs=[*notes.blobs, blob]))
+        return Upload(self, uuid, attempt, media_type, BlobWriter(self._store, blob))
+
+    def finish_upload(self, upload: Upload) -> None:
+        """Let what was uploaded be what the attempt made, in place of what it had made before."""
+        uuid, attempt, blob = upload.uuid, upload.attempt, upload.writer.blob
+        self._current(uuid, attempt)
+        output = {"blob": blob, "size": upload.writer.size, "mediaType": upload.media_type}
+        before: list[str] = []
+
+        def change(notes: Notes) -> Notes:
+            before[:] = [one for one in notes.blobs if one != blob]
+            return replace(notes, output=output, part=None, blobs=[blob])
+
+        change_notes(self._store, uuid, attempt, change)
+        for one in before:
+            self._store.remove_blob(one)
+
+    def abandon_upload(self, upload: Upload) -> None:
+        """Remove what was half uploaded."""
+        blob = upload.writer.blob
+        self._store.remove_blob(blob)
+        change_notes(
+            self._store,
+            upload.uuid,
+            upload.attempt,
+            lambda notes: replace(notes, blobs=[one for one in notes.blobs if one != blob]),
+        )
+
+    def put_piece(self, uuid: str, attempt: int, media_type: str, start: int, data: bytes, total: int | None) -> None:
+        """Add a piece to what an attempt made; with the ``total`` of its bytes it is the last one.
+
+        Pieces follow each other, begin where a chunk begins, and may come twice.  The first begins it anew.
+        """
+        self._current(uuid, attempt)
+        blob = f"{self.manager.blob_name(uuid, attempt)}.pieces"
+        notes, _ = Notes.read(self._store, uuid, attempt)
+        size = notes.part["size"] if notes.part is not None and start > 0 else 0
+        if start % CHUNK or start > size or (total is None and len(data) % CHUNK):
+            raise InvalidParameter("Content-Range", f"the next piece begins at {size - size % CHUNK}")
+        for offset in range(0, len(data), CHUNK):
+            self._store.put_chunk(blob, (start + offset) // CHUNK, data[offset : offset + CHUNK])
+        part = {"blob": blob, "size": start + len(data), "mediaType": media_type}
+        last = total is not None
+
+        def change(notes: Notes) -> Notes:
+            blobs = notes.blobs if blob in notes.blobs else [*notes.blobs, blob]
+            return replace(notes, part=None if last else part, output=part if last else notes.output, blobs=blobs)
+
+        change_notes(self._store, uuid, attempt, change)
+
+
+def _said(said: T | None, before: T) -> T:
+    """Return what was said, or what was known before."""
+    return before if said is None else said
+
+
+def changes_of(members: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a command, or the body of a PATCH, changes in a job's record."""
+    changes = dict(members.get("limits") or {})
+    if "priority" in members:
+        changes["priority"] = members["priority"]
+    if "notBefore" in members:
+        moment = members["notBefore"]
+        changes["not_before"] = from_iso(moment) if moment is not None else None
+    return changes
+
+
+def room_of(record: AgentRecord, wanted: Wanted) -> Limits:
+    """Return what an agent still has."""
+    return limits_of(record, wanted).less(one.needs for one in record.assignments)
+
+
+def unknown(id: str) -> UnknownAgent:
+    """Return the error for an agent that never spoke."""
+    return UnknownAgent(f"there is no agent {codec.printable(id, 100)}")
+
+
+@dataclass(slots=True)
+class Upload:
+    """What one request sends as the data of an attempt."""
+
+    master: Master
+    uuid: str
+    attempt: int
+    media_type: str
+    writer: BlobWriter
+
+    def write(self, data: bytes) -> None:
+        """Add bytes."""
+        self.writer.write(data)
+
+    def close(self) -> None:
+        """Let it count."""
+        self.writer.close()
+        self.master.finish_upload(self)
+
+    def abandon(self) -> None:
+        """Leave nothing of it."""
+        self.master.abandon_upload(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What masters must know of an attempt beside the job's record, until it has ended.
+
+    Which batches of events were written, how many of them are kept, what was uploaded, and under which names.
+    """
+
+    batches: list[int] = field(default_factory=list)
+    recorder: Mapping[str, Any] | None = None
+    output: Mapping[str, Any] | None = None
+    part: Mapping[str, Any] | None = None
+    blobs: list[str] = field(default_factory=list)
+    ended: str | None = None
+
+    @classmethod
+    def read(cls, store: Datastore, uuid: str, attempt: int) -> tuple[Notes, int | None]:
+        """Return the notes and their version; empty ones, and no version, where there are none."""
+        try:
+            document = store.get(notes_key(uuid, attempt))
+        except NotFound:
+            return cls(), None
+        return cls._read(document.body), document.cas
+
+    @classmethod
+    def _read(cls, body: bytes) -> Notes:
+        members = codec.loads(body)
+        try:
+            return cls(**{name: members[name] for name in cls.__dataclass_fields__})
+        except (KeyError, TypeError) as error:
+            raise CorruptDocument(f"no notes of an attempt: {error}") from error
+
+    def document(self) -> bytes:
+        """Write them as the JSON that the store keeps."""
+        return codec.dumps({name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    def write(self, store: Datastore, uuid: str, attempt: int, cas: int | None) -> None:
+        """Write them in place of the version ``cas``; raises what a guarded write raises."""
+        if cas is None:
+            store.insert(notes_key(uuid, attempt), self.document())
+        else:
+            store.replace(notes_key(uuid, attempt), self.document(), cas)
+
+    def remove(self, store: Datastore, uuid: str, attempt: int, result: Result | None) -> None:
+        """Remove them, and all that was uploaded but the result."""
+        kept = result.blob if result is not None else None
+        for blob in self.blobs:
+            if blob != kept:
+                store.remove_blob(blob)
+        try:
+            store.remove(notes_key(uuid, attempt))
+        except NotFound:
+            return
+
+
+def change_notes(store: Datastore, uuid: str, attempt: int, change: Any) -> None:
+    """Change the notes of an attempt, again while others do."""
+    store.change(
+        notes_key(uuid, attempt),
+        lambda body: change(Notes() if body is None else Notes._read(body)).document(),
+    )
+
+
+def notes_key(uuid: str, attempt: int) -> str:
+    """Return the key of the notes of an attempt."""
+    return f"attempt:{uuid}.{attempt}"

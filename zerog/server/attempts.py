@@ -1,0 +1,419 @@
+"""The endpoints of agents that speak HTTP alone: assignments, how attempts go, what they make, how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AwareDatetime, Field
+
+from zerog import codec, views
+from zerog.exceptions import (
+    AlreadyFinished,
+    InvalidParameter,
+    InvalidParameters,
+    Superseded,
+    TooBusy,
+    UnknownResource,
+    UnsupportedMediaType,
+    ZerogError,
+)
+from zerog.job import is_media_type
+from zerog.manager import Held
+from zerog.master import Report, Settlement, Upload
+from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Requeued, Succeeded
+from zerog.questions import answered
+from zerog.record import Event, JobRecord
+from zerog.server.agents import AgentAssignments, Body, Seconds, Uuid, fault
+from zerog.server.collection import OfJob
+from zerog.server.endpoint import BYTES, JSON, WAIT, Answer, header
+from zerog.server.reserver import Delivered, Waiting
+
+_ATTEMPT = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(\*|[0-9]{1,18})", re.ASCII)
+_REASON = r"^[a-z][a-z0-9_]{0,39}$"
+
+#: Events that one request may carry, and bytes of a piece of data.
+_EVENTS = 1000
+_PIECE = 4 * 1024 * 1024
+#: Bytes that are gathered before they are written.
+_GATHERED = 1024 * 1024
+_MAX_TEXT = 16 * 1024
+_MAX_MESSAGE = 1000
+_MAX_STATE = 64 * 1024
+
+_ENDED = (AlreadyFinished, Superseded, UnknownResource)
+
+
+class EventBody(Body):
+    """Something that an attempt says; ``at`` is when, by default now."""
+
+    level: Literal["event", "warning", "error"] = "event"
+    message: Annotated[str, Field(max_length=1_000_000)]
+    code: Annotated[int, Field(ge=-(2**53), lt=2**53)] | None = None
+    at: AwareDatetime | None = None
+    source: Literal["stdout", "stderr"] | None = None
+
+
+class DroppedBody(Body):
+    """How much was said and not sent."""
+
+    events: Annotated[int, Field(ge=0, lt=2**53)] = 0
+    bytes: Annotated[int, Field(ge=0, lt=2**53)] = 0
+
+
+class ReportBody(Body):
+    """How an attempt goes.  ``batch`` numbers the events: one that was written before is ignored."""
+
+    completeness: float | None = None
+    message: str | None = None
+    events: Annotated[list[EventBody], Field(max_length=_EVENTS)] = Field(default_factory=list)
+    checkpoint: Any = None
+    batch: Annotated[int, Field(ge=0, lt=2**53)] | None = None
+    dropped: DroppedBody = Field(default_factory=DroppedBody)
+
+    def report(self, uuid: str, attempt: int, now: float) -> Report:
+        """Return it as the master takes it; ``InvalidParameters`` for a checkpoint that is too large."""
+        kept: tuple[Any, ...] = ()
+        if "checkpoint" in self.model_fields_set:
+            check_state(self.checkpoint, "/checkpoint")
+            kept = (self.checkpoint,)
+        return Report(
+            uuid,
+            attempt,
+            None if self.completeness is None else min(1.0, max(0.0, self.completeness)),
+            None if self.message is None else _cut(self.message, _MAX_MESSAGE),
+            tuple(_event(one, now) for one in self.events),
+            kept,
+            self.batch,
+            (self.dropped.events, self.dropped.bytes),
+        )
+
+
+class ErrorBody(Body):
+    """What went wrong with an attempt."""
+
+    message: str
+    traceback: str | None = None
+    code: Annotated[int, Field(ge=400, le=599)] | None = None
+
+
+class OutcomeBody(ReportBody):
+    """What an attempt came to, with what it had not reported yet.
+
+    ``data`` and ``code`` belong to a success, ``error``, ``final``, ``delay`` (seconds) and ``reason`` to a failure,
+    ``delay`` and ``state`` to a requeue, ``started`` (whether its code may have begun) to what is given back; ``told``
+    says that its code knew of a cancel.
+    """
+
+    outcome: Literal["succeeded", "failed", "requeued", "cancelled", "crashed", "givenBack"]
+    data: Any = None
+    code: Annotated[int, Field(ge=200, le=599)] | None = None
+    error: ErrorBody | None = None
+    final: bool = False
+    delay: Seconds | None = None
+    state: Any = None
+    reason: Annotated[str, Field(pattern=_REASON)] | None = None
+    told: bool = False
+    started: bool = True
+
+    def check(self) -> None:
+        """Raise ``InvalidParameters`` for members that do not belong to this outcome, and codes that are not its."""
+        allowed = {
+            "succeeded": {"data", "code"},
+            "failed": {"code", "error", "final", "delay", "reason"},
+            "requeued": {"delay", "state"},
+            "cancelled": {"reason"},
+            "crashed": {"error", "reason"},
+            "givenBack": {"started", "reason"},
+        }[self.outcome]
+        own = {"data", "code", "error", "final", "delay", "state", "reason", "started"}
+        strange = sorted((self.model_fields_set & own) - allowed)
+        faults = [fault(f"/{name}", f"it does not belong to the outcome {self.outcome}") for name in strange]
+        right = range(200, 300) if self.outcome == "succeeded" else range(400, 600)
+        if self.code is not None and self.code not in right:
+            faults.append(fault("/code", f"the code of {self.outcome} is {right[0]} to {right[-1]}", "range"))
+        if faults:
+            raise InvalidParameters(faults)
+        if self.outcome == "requeued":
+            check_state(self.state, "/state")
+
+    def made(self, state: Any) -> Outcome:
+        """Return the outcome; ``state`` is what a requeue without one keeps."""
+        error = self.error
+        match self.outcome:
+            case "succeeded":
+                return Succeeded(None, self.code or 200)
+            case "requeued":
+                kept = self.state if "state" in self.model_fields_set else state
+                return Requeued(self.delay or 0.0, kept)
+            case "cancelled":
+                return Cancelled()
+            case "crashed":
+                return Crashed(_cut(error.message) if error is not None else "the process of the attempt has ended")
+            case "givenBack":
+                return GivenBack(self.started)
+        code = self.code or (error.code if error is not None else None) or 500
+        message = _cut(error.message) if error is not None else "the attempt failed"
+        trace = _cut(error.traceback) if error is not None and error.traceback is not None else None
+        return Failed(message, self.reason or "exception", code, trace, self.final, self.delay)
+
+
+def _cut(text: str, limit: int = _MAX_TEXT) -> str:
+    """Return a text as far as it is kept."""
+    return text if len(text) <= limit else text[:limit] + f"… [cut, {len(text)} characters]"
+
+
+def _event(one: EventBody, now: float) -> Event:
+    at = one.at.timestamp() if isinstance(one.at, datetime) else now
+    return Event(at, one.level, _cut(one.message), one.code, source=one.source)
+
+
+def check_state(state: Any, pointer: str) -> None:
+    """Raise ``InvalidParameters`` for a state that is too large to be kept."""
+    size = len(codec.canonical(state))
+    if size > _MAX_STATE:
+        raise InvalidParameters([fault(pointer, f"the state of a job has {_MAX_STATE} bytes at most", "length")])
+
+
+class AgentWork(AgentAssignments):
+    """What an agent answers for now, and how it is given more."""
+
+    role: ClassVar = {"POST": "agent"}
+    takes_json = ("POST",)
+    body_optional = ("POST",)
+    responses = {
+        **AgentAssignments.responses,
+        "POST": {201: ("an attempt is begun", "Assignment"), 204: ("there is nothing for it now", None)},
+    }
+    headers: ClassVar = {"POST": (WAIT,)}
+    problems: ClassVar = {"POST": (TooBusy,)}
+
+    async def post(self) -> Answer:
+        """Be given the next job that fits, at once or within ``Prefer: wait``."""
+        if self.request.body:
+            self._check_empty()
+        wait = self.preferred_wait()
+        headers = {} if wait is None else {"Preference-Applied": f"wait={wait}"}
+        held = await self.as_asked(self._next(wait or 0))
+        if held is None:
+            return Answer(status=204, headers=headers)
+        record = held.record
+        headers["Location"] = f"{views.job_href(record.uuid)}/attempts/{record.attempt}"
+        answer = Answer(views.given(record, self.manager.lease), 201, headers, "assignment")
+        answer.undelivered = lambda: self.services.master.give_back(held)
+        return answer
+
+    def _check_empty(self) -> None:
+        parsed = codec.parse(self.request.body)
+        if parsed:
+            raise InvalidParameters(fault(f"/{name}", "there is no such parameter", "unknown_field") for name in parsed)
+
+    async def _next(self, wait: int) -> Held | None:
+        """Wait for what the reserver has for this agent."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Delivered] = loop.create_future()
+
+        def take(what: Delivered) -> None:
+            if not future.done():
+                future.set_result(what)
+
+        def deliver(what: Delivered) -> None:
+            loop.call_soon_threadsafe(take, what)
+
+        principal = self.request.principal
+        types = principal.types if principal is not None and principal.types else None
+        # Without a wait it gets a moment: the queue must be asked.
+        until = self.services.clock.monotonic() + max(wait, 0.25)
+        waiting = Waiting(self.record.id, types, until, deliver)
+        reserver = self.services.reserver
+        reserver.ask(waiting)
+        self.request.when_gone.append(lambda: reserver.give_up(waiting))
+        what = await future
+        if isinstance(what, ZerogError):
+            raise what
+        if what is not None and self.request.gone:
+            await self.off_loop(self.services.master.give_back, what)
+            return None
+        return what
+
+
+class OfAttempt(OfJob):
+    """Base of what lies below one attempt: finds it."""
+
+    attempt: int
+    role: ClassVar = {"POST": "agent", "PUT": "agent"}
+
+    async def find(self) -> None:
+        """Read the job; an attempt that was never begun is unknown."""
+        await super().find()
+        text = self.request.path["attempt"]
+        if not _ATTEMPT.fullmatch(text) or int(text) > self.record.attempt:
+            raise UnknownResource(f"job {self.record.uuid} has no such attempt")
+        self.attempt = int(text)
+
+    async def answer(self, item: Report | Settlement) -> Answer:
+        """Write something of the attempt, and show how the job is then."""
+        record = await self.services.attempts(item)
+        return Answer(views.progress(record), page="job")
+
+
+class Attempt(OfAttempt):
+    """How an attempt goes."""
+
+    name = "attempt"
+    url = "/jobs/{uuid}/attempts/{attempt}"
+    parameters: ClassVar = {"POST": ReportBody}
+    responses = {"POST": {200: ("it is written, and the lease renewed", "Progress")}}
+    problems: ClassVar = {"POST": _ENDED}
+
+    async def post(self, parameters: ReportBody) -> Answer:
+        """Report progress, events and a checkpoint; that also renews the lease."""
+        return await self.answer(parameters.report(self.record.uuid, self.attempt, self.services.clock.now()))
+
+
+class AttemptOutcome(OfAttempt):
+    """How an attempt ends."""
+
+    name = "outcome"
+    url = "/jobs/{uuid}/attempts/{attempt}/outcome"
+    parameters: ClassVar = {"POST": OutcomeBody}
+    responses = {"POST": {200: ("it is written; the same once more changes nothing", "Progress")}}
+    problems: ClassVar = {"POST": _ENDED}
+
+    async def post(self, parameters: OutcomeBody) -> Answer:
+        """Say what the attempt came to; nothing is written for it afterwards."""
+        parameters.check()
+        now = self.services.clock.now()
+        report = parameters.report(self.record.uuid, self.attempt, now)
+        data = None
+        if parameters.outcome == "succeeded" and "data" in parameters.model_fields_set and parameters.data is not None:
+            data = json.dumps(parameters.data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        digest = hashlib.blake2b(codec.canonical(codec.parse(self.request.body)), digest_size=9).hexdigest()
+        made = parameters.made(self.record.job_state)
+        answer = await self.answer(Settlement(report, made, digest, parameters.told, data))
+        if self.record.needs and self.record.agent is not None:
+            self.services.reserver.poke(self.record.agent)
+        if self.manager.ended_parents:
+            self.services.hurry("release")
+        return answer
+
+
+class AttemptData(OfAttempt):
+    """What an attempt makes."""
+
+    name = "attempt data"
+    url = "/jobs/{uuid}/attempts/{attempt}/data"
+    offers = (JSON,)
+    streamed: ClassVar = ("PUT",)
+    responses = {"PUT": {204: ("it is kept, and seen when the outcome is written; the last one wins", None)}}
+    headers: ClassVar = {
+        "PUT": (
+            header("Content-Type", "the media type of what it made; of any size"),
+            header("Content-Range", "bytes FIRST-LAST/TOTAL: one piece of it, * for a total that is not known yet"),
+        )
+    }
+    problems: ClassVar = {"PUT": (*_ENDED, UnsupportedMediaType)}
+    upload: Upload | None = None
+    piece: tuple[int, int, int | None] | None = None
+
+    async def begin(self) -> None:
+        """Find out what comes."""
+        self.gathered = bytearray()
+        self.media_type = self.request.headers.get("Content-Type", BYTES).strip()
+        if not is_media_type(self.media_type):
+            raise UnsupportedMediaType("the Content-Type is no media type")
+        if self.request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise UnsupportedMediaType("a body with a Content-Encoding is not accepted")
+        text = self.request.headers.get("Content-Range")
+        if text is None:
+            master, uuid = self.services.master, self.record.uuid
+            self.upload = await self.off_loop(master.upload, uuid, self.attempt, self.media_type)
+            return
+        match = _CONTENT_RANGE.fullmatch(text.strip())
+        total = None if match is None or match.group(3) == "*" else int(match.group(3))
+        if match is None or (total is not None and int(match.group(2)) + 1 != total):
+            raise InvalidParameter("Content-Range", "it must be bytes FIRST-LAST/TOTAL; a TOTAL ends it")
+        self.piece = (int(match.group(1)), int(match.group(2)), total)
+        await self.off_loop(self.services.master.check_attempt, self.record.uuid, self.attempt)
+
+    async def receive(self, piece: bytes) -> None:
+        """Take some bytes."""
+        self.gathered += piece
+        if self.piece is not None:
+            if len(self.gathered) > _PIECE:
+                raise InvalidParameter("Content-Range", f"a piece has {_PIECE} bytes at most")
+        elif len(self.gathered) >= _GATHERED:
+            assert self.upload is not None
+            data, self.gathered = bytes(self.gathered), bytearray()
+            await self.off_loop(self.upload.write, data)
+
+    async def put(self) -> Answer:
+        """Keep what the attempt made; its end makes it seen."""
+        if self.upload is not None:
+            await self.off_loop(self._close, self.upload, bytes(self.gathered))
+            self.upload = None
+            return Answer(status=204)
+        assert self.piece is not None
+        first, last, total = self.piece
+        if len(self.gathered) != last + 1 - first:
+            raise InvalidParameter("Content-Range", f"{len(self.gathered)} bytes have come")
+        put = self.services.master.put_piece
+        await self.off_loop(put, self.record.uuid, self.attempt, self.media_type, first, bytes(self.gathered), total)
+        return Answer(status=204)
+
+    @staticmethod
+    def _close(upload: Upload, rest: bytes) -> None:
+        upload.write(rest)
+        upload.close()
+
+    async def abandon(self) -> None:
+        """Leave nothing of what did not come whole."""
+        upload, self.upload = self.upload, None
+        if upload is not None:
+            await self.off_loop(upload.abandon)
+
+
+class QuestionBody(Body):
+    """What a running job asks: who its parents are, bytes of the data of one, or to publish a message."""
+
+    question: Literal["parents", "read", "publish"]
+    uuid: Uuid | None = None
+    start: Annotated[int, Field(ge=0, lt=2**53)] = 0
+    topic: str | None = None
+    key: str | None = None
+    value: Any = None
+
+
+class AttemptQuestions(OfAttempt):
+    """What a running job asks of the service."""
+
+    name = "questions"
+    url = "/jobs/{uuid}/attempts/{attempt}/questions"
+    offers = (JSON, BYTES)
+    parameters: ClassVar = {"POST": QuestionBody}
+    responses = {"POST": {200: ("the answer: JSON, or bytes of the data of a parent", "Answer")}}
+    problems: ClassVar = {"POST": _ENDED}
+
+    async def post(self, parameters: QuestionBody) -> Answer:
+        """Answer a question of the job's code."""
+        record = await self.off_loop(self.services.master.check_attempt, self.record.uuid, self.attempt)
+        asked = await self.off_loop(self._answered, record, parameters)
+        if isinstance(asked, bytes):
+            return Answer(asked, media_type=BYTES)
+        asked.pop("number", None)
+        asked.pop("t", None)
+        return Answer(asked, media_type=JSON)
+
+    def _answered(self, record: JobRecord, body: QuestionBody) -> dict[str, Any] | bytes:
+        asked: dict[str, Any] = {"t": body.question, "number": 0, "start": body.start, "key": body.key}
+        asked["uuid"] = body.uuid.lower() if body.uuid is not None else ""
+        if body.question == "publish":
+            if body.topic is None:
+                raise InvalidParameters([fault("/topic", "it is required", "missing")])
+            asked.update(topic=body.topic, value=json.dumps(body.value))
+        return answered(self.manager, record, asked)

@@ -1,0 +1,270 @@
+"""The endpoints that tell agents what to do, and hear what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AwareDatetime, Field
+
+from zerog import views
+from zerog.clock import to_iso
+from zerog.exceptions import InvalidParameters, StateConflict, TooBusy, UnknownResource, ZerogError
+from zerog.fleet import SPEAKING, AgentRecord
+from zerog.needs import MAX_LABELS, is_cpus
+from zerog.orders import Command, Wanted
+from zerog.server.agents import Body, LimitsBody, Line, OfAgent, Uuid, fault
+from zerog.server.endpoint import WAIT, Answer, Endpoint, Parameter, ranged
+from zerog.server.run import KEY
+
+#: Seconds between two looks at the orders of agents that wait for some, and how many of them a second.
+_EVERY = 0.1
+_READS_A_SECOND = 1000
+
+#: Commands that one answer has.
+_PAGE = 1000
+
+_NUMBER = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
+
+#: Command → the members that it must have, and those that it may have.
+_MEMBERS: dict[str, tuple[set[str], set[str]]] = {
+    **{name: (set(), set()) for name in ("drain", "resume", "retire", "restart")},
+    "cancel": ({"uuid"}, set()),
+    "setLimits": ({"limits"}, set()),
+    "modify": ({"uuid"}, {"priority", "notBefore", "limits"}),
+}
+
+
+class NeedsBody(LimitsBody):
+    """What a job asks of an agent."""
+
+    labels: Annotated[list[Line], Field(max_length=MAX_LABELS)] | None = None
+
+
+class CommandBody(Body):
+    """A command to an agent, and what belongs to it."""
+
+    command: Literal["drain", "resume", "retire", "restart", "cancel", "setLimits", "modify"]
+    uuid: Uuid | None = None
+    limits: NeedsBody | None = None
+    priority: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None
+    notBefore: AwareDatetime | None = None
+
+    def members(self) -> dict[str, Any]:
+        """Return what belongs to the command, as it is kept; ``InvalidParameters`` for what does not."""
+        must, may = _MEMBERS[self.command]
+        own = {"uuid", "limits", "priority", "notBefore"} & self.model_fields_set
+        faults = [fault(f"/{name}", "it is required", "missing") for name in sorted(must - own)]
+        faults += [fault(f"/{name}", f"it does not belong to {self.command}") for name in sorted(own - must - may)]
+        faults += self._limit_faults()
+        if faults:
+            raise InvalidParameters(faults)
+        found: dict[str, Any] = {}
+        if self.uuid is not None:
+            found["uuid"] = self.uuid.lower()
+        if self.limits is not None:
+            found["limits"] = self.limits.model_dump(mode="json", exclude_unset=True)
+        if self.priority is not None:
+            found["priority"] = self.priority
+        if "notBefore" in own:
+            found["notBefore"] = None if self.notBefore is None else to_iso(self.notBefore.timestamp())
+        return found
+
+    def _limit_faults(self) -> list[dict[str, Any]]:
+        if self.limits is None:
+            return [fault("/limits", "it is required", "missing")] if "limits" in self.model_fields_set else []
+        faults = []
+        if self.limits.cpus is not None and not is_cpus(self.limits.cpus):
+            faults.append(fault("/limits/cpus", "cores are given to a thousandth"))
+        if self.command == "setLimits" and "labels" in self.limits.model_fields_set:
+            faults.append(fault("/limits/labels", "there is no such parameter", "unknown_field"))
+        return faults
+
+
+class ManyBody(CommandBody):
+    """A command to the agents of a host, or with a label."""
+
+    hostname: Line | None = None
+    label: Line | None = None
+
+
+class AckBody(Body):
+    """What an agent made of a command."""
+
+    state: Literal["applied", "refused"]
+    message: Annotated[str, Field(max_length=1000)] | None = None
+
+
+class Bell:
+    """Wakes requests that wait for orders: one look at those of all agents that wait, every tenth of a second."""
+
+    def __init__(self, read: Callable[[Sequence[str]], Awaitable[dict[str, Wanted]]]) -> None:
+        self._read = read
+        self._waiting: dict[str, list[tuple[int, asyncio.Future[None]]]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._ended = False
+
+    def end(self) -> None:
+        """Let nobody wait any longer."""
+        self._ended = True
+        if self._task is not None:
+            self._task.cancel()
+        for id in list(self._waiting):
+            self.ring(id)
+
+    def ring(self, id: str) -> None:
+        """Wake whoever waits for orders of an agent."""
+        for _, future in self._waiting.get(id, ()):
+            if not future.done():
+                future.set_result(None)
+
+    async def wait(self, id: str, after: int, timeout: float) -> None:
+        """Wait until an agent has a command with a greater number than ``after``, or for ``timeout`` seconds."""
+        if self._ended:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (after, future)
+        self._waiting.setdefault(id, []).append(entry)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._look())
+        try:
+            await asyncio.wait_for(future, max(0.0, timeout))
+        except TimeoutError:
+            return
+        finally:
+            entries = self._waiting.get(id, [])
+            entries.remove(entry)
+            if not entries:
+                self._waiting.pop(id, None)
+
+    async def _look(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(max(_EVERY, len(self._waiting) / _READS_A_SECOND))
+            try:
+                found = await self._read(list(self._waiting))
+            except ZerogError:
+                continue  # the store is away: whoever waits is answered when its time is up
+            for id, wanted in found.items():
+                for after, future in self._waiting.get(id, ()):
+                    if wanted.last > after and not future.done():
+                        future.set_result(None)
+
+
+class AgentCommands(OfAgent):
+    """The commands that an agent was given."""
+
+    name = "commands"
+    url = "/agents/{id}/commands"
+    role: ClassVar = {"GET": ("agent", "read"), "POST": "operate"}
+    parameters: ClassVar = {
+        "GET": (
+            Parameter("after", ranged("after", 0, 2**53 - 1), {"type": "integer", "minimum": 0, "default": 0},
+                      "only commands with greater numbers", 0),
+        ),
+        "POST": CommandBody,
+    }  # fmt: skip
+    headers: ClassVar = {"GET": (WAIT,), "POST": (KEY,)}
+    responses = {
+        "GET": {200: ("the commands, in order; with Prefer: wait when there is one", "Commands")},
+        "POST": {202: ("the agent will hear it", "Command")},
+    }
+    problems: ClassVar = {"POST": (StateConflict, TooBusy)}
+
+    async def get(self) -> Answer:
+        """Show the commands after a number, at once or as soon as there is one."""
+        after, wait = self.request.query["after"], self.preferred_wait()
+        id = self.record.id
+        found = await self.off_loop(self._page, after)
+        headers = {}
+        if wait is not None:
+            headers["Preference-Applied"] = f"wait={wait}"
+            if not found:
+                await self.as_asked(self.services.bell.wait(id, after, wait))
+                found = await self.off_loop(self._page, after)
+        items = [views.command(id, one) for one in found]
+        return Answer({"items": items, "next": None, "href": self.request.uri}, 200, headers, "commands")
+
+    def _page(self, after: int) -> list[Command]:
+        return self.services.master.orders.page(self.record.id, after, _PAGE)
+
+    async def post(self, parameters: CommandBody) -> Answer:
+        """Give the agent a command: it is done once, in the order of the numbers."""
+        members = parameters.members()
+        key = self.idempotency_key()
+        view = await self.off_loop(give, self, self.record, parameters.command, members, key)
+        self.services.bell.ring(self.record.id)
+        return Answer(view, 202, {"Location": view["href"]}, "command")
+
+
+def give(
+    endpoint: Endpoint, agent: AgentRecord, command: str, members: dict[str, Any], key: str | None
+) -> dict[str, Any]:
+    """Give an agent a command, and see that it hears of it."""
+    given = endpoint.services.master.command(agent.id, command, members, key)
+    endpoint.services.reserver.poke(agent.id)
+    return views.command(agent.id, given)
+
+
+class ManyCommands(Endpoint):
+    """Commands to several agents."""
+
+    name = "command many"
+    url = "/agents/commands"
+    parameters: ClassVar = {"POST": ManyBody}
+    headers: ClassVar = {"POST": (KEY,)}
+    responses = {"POST": {202: ("the commands that were given, one for each agent", "Commands")}}
+    problems: ClassVar = {"POST": (StateConflict, TooBusy)}
+
+    async def post(self, parameters: ManyBody) -> Answer:
+        """Give a command to all agents of a host, or with a label, that have not said goodbye."""
+        members = parameters.members()
+        if parameters.hostname is None and parameters.label is None:
+            raise InvalidParameters([fault("", "it must have hostname, or label, or both", "missing")])
+        key = self.idempotency_key()
+        items = await self.off_loop(self._give_all, parameters, members, key)
+        for one in items:
+            self.services.bell.ring(str(one["href"]).split("/")[2])
+        return Answer({"items": items, "next": None, "href": self.url}, 202, page="commands")
+
+    def _give_all(self, body: ManyBody, members: dict[str, Any], key: str | None) -> list[dict[str, Any]]:
+        found = [
+            one
+            for one in self.manager.fleet.newest()
+            if one.state in SPEAKING
+            and body.hostname in (None, one.hostname)
+            and (body.label is None or body.label in one.labels)
+        ]
+        return [give(self, one, body.command, members, key) for one in found]
+
+
+class AgentCommand(OfAgent):
+    """One command to an agent, and what became of it."""
+
+    name = "command"
+    url = "/agents/{id}/commands/{number}"
+    role: ClassVar = {"GET": ("agent", "read"), "POST": "agent"}
+    parameters: ClassVar = {"POST": AckBody}
+    responses = {
+        "GET": {200: ("the command and its state", "Command")},
+        "POST": {200: ("it is noted; the same once more changes nothing", "Command")},
+    }
+    problems: ClassVar = {"GET": (UnknownResource,), "POST": (UnknownResource, StateConflict)}
+
+    def _number(self) -> int:
+        text = self.request.path["number"]
+        if not _NUMBER.fullmatch(text):
+            raise UnknownResource("the agent has no such command")
+        return int(text)
+
+    async def get(self) -> Answer:
+        """Show the command."""
+        found = await self.off_loop(self.services.master.orders.get, self.record.id, self._number())
+        return Answer(views.command(self.record.id, found), page="command")
+
+    async def post(self, parameters: AckBody) -> Answer:
+        """Say that the command was applied, or refused, and why."""
+        acknowledge = self.services.master.acknowledge
+        done = await self.off_loop(acknowledge, self.record.id, self._number(), parameters.state, parameters.message)
+        return Answer(views.command(self.record.id, done), page="command")

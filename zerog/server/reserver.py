@@ -1,0 +1,389 @@
+"""Reserver: the one thread of a server that reserves for all agents that wait over HTTP (R16).
+
+Who waits has a connection to the queue and no thread.  What comes is claimed for the agent, and then the entry goes:
+from there on the lease alone is the promise.  One turn of the loop claims all that has come, in one commit. ::
+
+    waiting ──an entry──▶ claiming ──Claimed──▶ delivered
+       ▲                     │
+       └──not ours, no room──┘
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import selectors
+import socket
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from zerog import failpoints
+from zerog.entries import Entries
+from zerog.exceptions import QueueUnavailable, StoreUnavailable, TooBusy, ZerogError
+from zerog.leases import LeaseWatch
+from zerog.manager import Claimed, Drop, GiveBack, Held, Missing, Verdict
+from zerog.master import Master
+from zerog.queue.base import Queue
+
+logger = logging.getLogger(__name__)
+
+#: Agents' requests that may wait in one server: each has a connection to the queue.
+MOST = 1000
+
+#: Seconds after which what an agent may be given is looked at anew, and between two tries while something is away.
+_LOOK_AGAIN, _AWAY = 1.0, 0.25
+
+#: Seconds after which the loop turns although nothing happened.
+_IDLE = 60.0
+
+#: How often an entry without a record is given back before it is deleted, and of how many of them that is known.
+_MISSING_LOOKS, _MISSING_KEPT = 3, 1000
+
+Delivered = Held | ZerogError | None
+
+
+@dataclass(eq=False, slots=True)
+class Waiting:
+    """One request that waits for an assignment.  ``deliver`` is called once, in the thread of the reserver."""
+
+    agent: str
+    types: Sequence[str] | None
+    until: float
+    deliver: Callable[[Delivered], None]
+    #: Nobody waits for it any more: what comes is given back.
+    gone: bool = False
+    entries: Entries | None = None
+    asked: int | None = None
+    claim: str = ""
+    tubes: tuple[str, ...] = field(default=())
+    looked_at: float = 0.0
+    delivered: bool = False
+
+
+class Reserver(threading.Thread):
+    """Hands out assignments.  ``ask``, ``give_up``, ``poke`` and ``stop`` may be called from any thread."""
+
+    def __init__(self, master: Master, open_queue: Callable[[], Queue]) -> None:
+        super().__init__(name="reserver", daemon=True)
+        self._master = master
+        self._manager = master.manager
+        self._clock = master.manager.clock
+        self._open_queue = open_queue
+        self._watch = LeaseWatch(self._clock, self._manager.lease)
+        self._selector = selectors.DefaultSelector()
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        self._theirs.setblocking(False)
+        self._waiting: list[Waiting] = []
+        self._claiming: list[Waiting] = []
+        self._free: list[Entries] = []
+        self._first: Queue | None = None
+        self._missing: dict[str, int] = {}
+        self._retry_at = 0.0
+        self._look: set[str] = set()
+        self._ended = False
+
+    # From other threads
+
+    def ask(self, waiting: Waiting) -> None:
+        """Wait for an assignment."""
+        self._tell(lambda: self._take_up(waiting))
+
+    def give_up(self, waiting: Waiting) -> None:
+        """Wait no longer: nobody would get what comes."""
+        waiting.gone = True
+        self._tell(lambda: None)
+
+    def poke(self, agent: str) -> None:
+        """Look anew at what an agent may be given: something about it has changed."""
+        self._tell(lambda: self._look.add(agent))
+
+    def stop(self) -> None:
+        """Let nobody wait, and end.  May be called twice."""
+        self._tell(self._end)
+
+    def _tell(self, call: Callable[[], None]) -> None:
+        self._inbox.put(call)
+        with suppress(OSError):
+            self._theirs.send(b"\0")
+
+    # The loop
+
+    def run(self) -> None:
+        """Hand out until ``stop``."""
+        self._selector.register(self._ours, selectors.EVENT_READ, None)
+        while not self._ended or self._claiming:
+            try:
+                self._turn()
+            except Exception:
+                # A defect: whoever waits waits on, and nothing is held for ever.
+                logger.exception("the reserver failed")
+                self._retry_at = self._clock.monotonic() + _AWAY
+        self._close()
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(self._timeout()):
+            if key.data is None:
+                with suppress(BlockingIOError):
+                    self._ours.recv(4096)
+            else:
+                self._on_queue(key.data)
+        while not self._inbox.empty():
+            self._inbox.get()()
+        now = self._clock.monotonic()
+        self._let_go(now)
+        if self._manager.queue_away:
+            self._queue_lost()
+        elif now >= self._retry_at:
+            self._serve(now)
+        if self._claiming and now >= self._retry_at:
+            self._claim_all()
+        for entries in self._free:
+            if now >= entries.delete_at and not self._manager.queue_away:
+                entries.delete_done()
+
+    def _timeout(self) -> float:
+        if not self._inbox.empty():
+            return 0.0
+        now = self._clock.monotonic()
+        times = [one.until - now for one in self._waiting]
+        times += [one.looked_at + _LOOK_AGAIN - now for one in self._waiting]
+        times += [entries.delete_at - now for entries in self._free]
+        times += [one.entries.queue.look_within() for one in self._waiting if one.asked is not None and one.entries]
+        if self._claiming or (self._manager.queue_away and self._waiting):
+            times.append(max(self._retry_at - now, 0.0) if self._claiming else _AWAY)
+        if self._look:
+            times.append(0.0)
+        return max(0.0, min([*times, _IDLE]))
+
+    def _take_up(self, waiting: Waiting) -> None:
+        if self._ended:
+            waiting.deliver(None)
+        elif len(self._waiting) >= MOST:
+            error = TooBusy(f"{MOST} requests wait for assignments already")
+            error.headers["Retry-After"] = "1"
+            waiting.deliver(error)
+        else:
+            self._waiting.append(waiting)
+            self._look.add(waiting.agent)
+
+    def _let_go(self, now: float) -> None:
+        """Answer those whose time is over, and forget those that have gone."""
+        for one in [one for one in self._waiting if one.gone or now >= one.until or self._ended]:
+            self._withdraw(one)
+            self._finish(one, None)
+
+    def _finish(self, waiting: Waiting, what: Delivered) -> None:
+        """Be done with one that waits."""
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+        self._give_connection(waiting)
+        if not waiting.delivered:
+            waiting.delivered = True
+            waiting.deliver(what)
+
+    # What each may be given
+
+    def _serve(self, now: float) -> None:
+        """Let each that waits ask for what its agent has room for."""
+        of_agent: dict[str, list[Waiting]] = defaultdict(list)
+        for one in self._waiting:
+            of_agent[one.agent].append(one)
+        due = {one.agent for one in self._waiting if now >= one.looked_at + _LOOK_AGAIN} | self._look
+        self._look.clear()
+        for agent in due:
+            if agent in of_agent:
+                self._serve_agent(of_agent[agent], now)
+        for one in self._waiting:
+            if one.asked is not None and one.entries is not None and one.entries.queue.look_within() <= 0:
+                self._on_queue(one)
+
+    def _serve_agent(self, several: Sequence[Waiting], now: float) -> None:
+        try:
+            shares = self._master.shares_of(several[0].agent, several[0].types, len(several))
+        except ZerogError as error:
+            for one in several:
+                self._withdraw(one)
+                self._finish(one, error)
+            return
+        for one, tubes in zip(several, shares, strict=True):
+            one.looked_at = now
+            if one.asked is not None and one.tubes == tubes:
+                continue
+            self._withdraw(one)
+            one.tubes = tubes
+            if tubes:
+                self._ask(one)
+
+    def _ask(self, waiting: Waiting) -> None:
+        waiting.entries = waiting.entries or self._connection()
+        waiting.entries.tubes = waiting.tubes
+        try:
+            waiting.entries.ask()
+            self._register(waiting)
+            self._on_queue(waiting)
+        except QueueUnavailable as error:
+            self._away(error)
+
+    def _connection(self) -> Entries:
+        """Return a connection to the queue; the last one that was used may still have an entry to delete."""
+        if self._free:
+            return self._free.pop()
+        if self._first is None:
+            self._first = self._open_queue()
+            connection = self._first
+        else:
+            connection = self._first.another()
+        return Entries(connection, self._clock, (), self._away)
+
+    def _give_connection(self, waiting: Waiting) -> None:
+        entries, waiting.entries = waiting.entries, None
+        if entries is not None:
+            self._free.append(entries)
+
+    def _register(self, waiting: Waiting) -> None:
+        assert waiting.entries is not None
+        waiting.asked = waiting.entries.queue.fileno()
+        self._selector.register(waiting.asked, selectors.EVENT_READ, waiting)
+
+    def _unregister(self, waiting: Waiting) -> None:
+        if waiting.asked is not None:
+            with suppress(KeyError, ValueError):
+                self._selector.unregister(waiting.asked)
+            waiting.asked = None
+
+    def _withdraw(self, waiting: Waiting) -> None:
+        if waiting.asked is not None and waiting.entries is not None:
+            self._unregister(waiting)
+            waiting.entries.withdraw()
+
+    def _on_queue(self, waiting: Waiting) -> None:
+        """Take what has come for one that waits."""
+        if waiting.asked is None or waiting.entries is None:
+            return
+        try:
+            if not waiting.entries.take():
+                return
+        except QueueUnavailable as error:
+            self._away(error)
+            return
+        self._unregister(waiting)
+        if waiting.entries.current is None:
+            self._look.add(waiting.agent)
+            waiting.tubes = ()
+            return
+        waiting.claim = secrets.token_hex(8)
+        self._claiming.append(waiting)
+
+    def _away(self, error: QueueUnavailable) -> None:
+        if not self._manager.queue_away:
+            logger.warning("queue away: %s", error)
+        self._manager.queue_away = True  # the chores probe it
+        self._queue_lost()
+
+    def _queue_lost(self) -> None:
+        for one in self._waiting:
+            if one.asked is not None:
+                self._withdraw(one)
+                one.tubes = ()
+        self._look.update(one.agent for one in self._waiting)
+
+    # Claiming
+
+    def _claim_all(self) -> None:
+        """Claim all that has come, in one commit; when the store is away it is tried again, under the same names."""
+        claiming = list(self._claiming)
+        try:
+            with self._manager.store.together():
+                verdicts = [self._claim(one) for one in claiming]
+        except StoreUnavailable as error:
+            self._watch.silence()
+            self._retry_at = self._clock.monotonic() + _AWAY
+            logger.warning("assignments wait: store away: %s", error)
+            return
+        self._claiming.clear()
+        for one, verdict in zip(claiming, verdicts, strict=True):
+            self._settle(one, verdict)
+
+    def _claim(self, waiting: Waiting) -> Verdict | ZerogError:
+        assert waiting.entries is not None and waiting.entries.current is not None
+        reservation = waiting.entries.current
+        try:
+            return self._master.take(waiting.agent, reservation.body.decode(), waiting.claim, self._watch, reservation)
+        except StoreUnavailable:
+            raise
+        except ZerogError as error:
+            return error
+
+    def _settle(self, waiting: Waiting, verdict: Verdict | ZerogError) -> None:
+        entries = waiting.entries
+        assert entries is not None and entries.current is not None
+        uuid = entries.current.body.decode()
+        waiting.tubes = ()
+        match verdict:
+            case Claimed(held=held):
+                failpoints.hit("run.after_claim")
+                self._missing.pop(uuid, None)
+                entries.drop()
+                self._deliver(waiting, held)
+                return
+            case GiveBack(delay=delay, priority=priority):
+                entries.give_back(delay, priority)
+            case Drop():
+                entries.drop()
+            case Missing():
+                self._missed(entries, uuid)
+            case ZerogError():
+                entries.give_back(_AWAY, None)
+                self._finish(waiting, verdict)
+        self._look.add(waiting.agent)
+
+    def _deliver(self, waiting: Waiting, held: Held) -> None:
+        if waiting.gone:
+            self._quietly(lambda: self._master.give_back(held))
+            self._finish(waiting, None)
+        else:
+            self._finish(waiting, held)
+        self._look.add(waiting.agent)
+
+    def _missed(self, entries: Entries, uuid: str) -> None:
+        looks = self._missing.get(uuid, 0) + 1
+        if looks > _MISSING_LOOKS:
+            self._missing.pop(uuid, None)
+            entries.drop()
+            return
+        if len(self._missing) >= _MISSING_KEPT:
+            self._missing.clear()
+        self._missing[uuid] = looks
+        entries.give_back(self._manager.lease / 3, None)
+
+    @staticmethod
+    def _quietly(call: Callable[[], None]) -> None:
+        """Do what the sweep would do otherwise."""
+        try:
+            call()
+        except ZerogError as error:
+            logger.info("a job that nobody waited for is left to lapse: %s", error)
+
+    # The end
+
+    def _end(self) -> None:
+        self._ended = True
+
+    def _close(self) -> None:
+        for one in list(self._waiting):
+            self._withdraw(one)
+            self._finish(one, None)
+        for entries in self._free:
+            with suppress(QueueUnavailable):
+                entries.delete_done()
+            entries.queue.close()
+        self._manager.close_queue()
+        self._selector.close()
+        self._ours.close()
+        self._theirs.close()
