@@ -8,11 +8,13 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from zerog import __version__
+from zerog.chores import Chores, Rounds, once_a_second
 from zerog.clock import Clock
 from zerog.config import Settings, shown
 from zerog.datastore import faulty
@@ -22,19 +24,28 @@ from zerog.fleet import Lock, Name, remove_old, stem_of
 from zerog.manager import Manager
 from zerog.master import Master, Registration
 from zerog.needs import Limits
+from zerog.questions import answered
 from zerog.queue.base import Queue
+from zerog.record import JobRecord
 from zerog.registry import Registry
+from zerog.remote import Assignments, Masters, Orders, Remote
 from zerog.statistics import Statistics
 from zerog.sweeper import Candidate
 from zerog.tokens import Tokens
 
 if TYPE_CHECKING:
-    from zerog.agent.agent import Agent
+    from zerog.agent.agent import Agent, MakeRounds
+    from zerog.agent.heartbeat import Superior
+    from zerog.agent.pipe import Message
     from zerog.server.app import Server
 
 
 #: Set for an agent that executes itself anew: the descriptor of the file that holds its name, and the name.
 KEPT_NAME = "_ZEROG_NAME"
+
+
+#: Seconds between two rounds of the chores of an agent that speaks HTTP alone.
+_STEP = 0.25
 
 
 @dataclass(frozen=True)
@@ -51,18 +62,24 @@ class Parts:
 
 def assemble(settings: Settings, deadline: float | None = None) -> Parts:
     """Make the Manager and what it stands on.  Nothing is connected before it is used."""
-    make_importable()
     clock = Clock()
     deadline = deadline if deadline is not None else settings.deadline
-    registry = Registry.from_applications(settings.applications)
-    if not registry.names:
-        raise BadSetting(f"applications ({settings.sources['applications']}): there is no job type in any of them")
+    registry = read_registry(settings)
     store = open_store(settings, deadline)
     open_queue = queue_opener(settings, deadline, clock)
     manager = Manager(
         store, open_queue, registry, clock, settings.service, settings.lease, retention=settings.retention
     )
     return Parts(settings, manager, registry, store, open_queue, clock)
+
+
+def read_registry(settings: Settings) -> Registry:
+    """Return the job types of the applications; ``BadSetting`` if there are none."""
+    make_importable()
+    registry = Registry.from_applications(settings.applications)
+    if not registry.names:
+        raise BadSetting(f"applications ({settings.sources['applications']}): there is no job type in any of them")
+    return registry
 
 
 def make_importable() -> None:
@@ -242,13 +259,28 @@ def take_name(settings: Settings) -> Name:
 
 @dataclass(frozen=True)
 class AgentParts:
-    """What the daemon of an agent is made of; ``lock`` shows that it lives, ``name`` is the id that it holds."""
+    """What the daemon of an agent is made of; ``lock`` shows that it lives, ``name`` is the id that it holds.
+
+    ``parts`` are those of an agent that reaches store and queue itself.
+    """
 
     agent: Agent
-    parts: Parts
+    parts: Parts | None
     lock: Lock
     name: Name
     statistics: Statistics
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How an agent reaches those that it works for: its own store and queue, or a master."""
+
+    manager: Manager | Remote
+    queue: Queue
+    commands: Queue
+    superior: Superior
+    answered: Callable[[JobRecord, dict[str, Any]], Message]
+    rounds: MakeRounds
 
 
 def make_agent(settings: Settings) -> AgentParts:
@@ -259,28 +291,36 @@ def make_agent(settings: Settings) -> AgentParts:
     from zerog.agent.process import Program
     from zerog.agent.usage import Usage, machine
 
-    # An agent must never wait so long for store or queue that its leases suffer.
-    parts = assemble(settings, min(settings.deadline, settings.lease / 10))
-    job_types = _served(settings, parts)
+    clock = Clock()
+    # An agent must never wait so long for store, queue or master that its leases suffer.
+    deadline = min(settings.deadline, settings.lease / 10)
+    parts = assemble(settings, deadline) if settings.master is None else None
+    registry = parts.registry if parts is not None else read_registry(settings)
+    job_types = _served(settings, registry)
     name = take_name(settings)
     instance = process_name()
-    lock = make_lock(settings, parts.clock, instance)
-    statistics = open_statistics(parts, instance, lock)
+    lock = make_lock(settings, clock, instance)
+    if parts is not None:
+        statistics = open_statistics(parts, instance, lock)
+        way = _direct(settings, parts, statistics, Candidate(instance, lock.presence))
+    else:
+        statistics = Statistics(None, clock, instance, "off")  # the master counts
+        way = _by_http(settings, registry, clock, name.id, deadline)
     ram, cpus = machine()
-    has = Limits(settings.ram or ram, settings.cpus or cpus)
     terms = Terms(
         agent=name.id,
         holder=instance,
         job_types=job_types,
         labels=settings.labels,
-        has=has,
+        has=Limits(settings.ram or ram, settings.cpus or cpus),
         lease=settings.lease,
         grace=settings.grace,
         time_limit=settings.time_limit,
         max_jobs=settings.max_jobs,
         max_memory=settings.max_memory,
         statistics=statistics,
-        account=Account(parts.clock),
+        account=Account(clock),
+        answered=way.answered,
     )
     registration = Registration(
         id=name.id,
@@ -293,31 +333,60 @@ def make_agent(settings: Settings) -> AgentParts:
         limits=Limits(settings.ram, settings.cpus),
         pid=os.getpid(),
         presence=lock.presence,
-        direct=True,
+        direct=parts is not None,
     )
     agent = Agent(
-        parts.manager,
-        parts.open_queue(),
-        parts.clock,
+        way.manager,
+        way.queue,
+        way.commands,
+        clock,
         terms,
         Program(settings.applications, settings.max_result),
         settings.slots or os.cpu_count() or 1,
-        Master(parts.manager, statistics, heartbeat_of(settings)),
+        way.superior,
         registration,
+        way.rounds,
+        Usage(clock, str(settings.path(settings.run_dir))),
         settings.drain,
-        settings.sweep,
-        Candidate(instance, lock.presence),
-        Usage(parts.clock, str(settings.path(settings.run_dir))),
     )
     return AgentParts(agent, parts, lock, name, statistics)
 
 
-def _served(settings: Settings, parts: Parts) -> Sequence[str]:
+def _direct(settings: Settings, parts: Parts, statistics: Statistics, candidate: Candidate) -> _Way:
+    """Return the way of an agent that reaches store and queue itself."""
+    manager = parts.manager
+    queue = parts.open_queue()
+    return _Way(
+        manager,
+        queue,
+        queue.another(),
+        Master(manager, statistics, heartbeat_of(settings)),
+        partial(answered, manager),
+        lambda first, also: Chores(manager, settings.sweep, candidate, also, first, statistics),
+    )
+
+
+def _by_http(settings: Settings, registry: Registry, clock: Clock, agent: str, deadline: float) -> _Way:
+    """Return the way of an agent that speaks HTTP alone."""
+    assert settings.master is not None
+    masters = Masters(settings.master, settings.token, settings.ca)
+    remote = Remote(masters, registry, clock, agent, deadline)
+    return _Way(
+        remote,
+        Assignments(remote),
+        Orders(remote),
+        remote,
+        remote.answered,
+        lambda first, also: Rounds(clock, once_a_second([*first, *also]), _STEP),
+    )
+
+
+def _served(settings: Settings, registry: Registry) -> Sequence[str]:
     """Return the job types that an agent serves."""
-    names = settings.job_types if settings.job_types is not None else tuple(parts.registry.names)
+    names = settings.job_types if settings.job_types is not None else tuple(registry.names)
     for name in names:
-        if name not in parts.registry:
-            known = ", ".join(parts.registry.names)
+        if name not in registry:
+            known = ", ".join(registry.names)
             raise BadSetting(f"job_types ({settings.sources['job_types']}): there is no {name!r}, only {known}")
     return names
 

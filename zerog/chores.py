@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from zerog.clock import Clock
 from zerog.exceptions import DatastoreError, QueueError, StoreUnavailable, ZerogError
 from zerog.leases import LeaseWatch
 from zerog.manager import Manager
@@ -21,35 +22,27 @@ logger = logging.getLogger(__name__)
 _PRUNE_EVERY = 3600.0
 
 
-class Chores(threading.Thread):
-    """The sweep where this process is the sweeper, the look at leases, the probe of the queue, and what else comes up.
+@dataclass(slots=True)
+class Task:
+    """One chore: how often it is called, in seconds, and when it is the next time, on the monotonic clock."""
 
-    ``sweep`` is the seconds between walks; ``candidate`` stands for the sweeper's lease.  ``also`` are further chores,
-    called about once a second; ``first`` those that come before all others.  ``statistics`` counts the walks.
+    name: str
+    every: float
+    call: Callable[[], None]
+    next: float = 0.0
+
+
+class Rounds(threading.Thread):
+    """Calls chores again and again, in a thread of its own; what goes wrong with one does not end the others.
+
+    ``step`` is the seconds between two rounds.
     """
 
-    def __init__(
-        self,
-        manager: Manager,
-        sweep: float,
-        candidate: Candidate | None = None,
-        also: Iterable[Callable[[], None]] = (),
-        first: Iterable[Callable[[], None]] = (),
-        statistics: Statistics | None = None,
-    ) -> None:
+    def __init__(self, clock: Clock, tasks: Sequence[Task], step: float) -> None:
         super().__init__(name="chores", daemon=True)
-        self._manager = manager
-        self._sweep = Sweep(manager, LeaseWatch(manager.clock, manager.lease))
-        self._lease = SweeperLease(manager.store, manager.clock, candidate or someone(), manager.lease)
-        self._every = sweep
-        self._walk_at = 0.0
-        self._prune_at = 0.0
-        self._pruned_to = self._pruned = 0
-        self._tidied_to: int | None = None  # where in the dead letters, once all that is old has gone
-        self._renewed = 0.0
-        self._statistics = statistics
-        self._first, self._also = tuple(first), tuple(also)
-        self._step = min(0.25, manager.lease / 8)
+        self._clock = clock
+        self._tasks = list(tasks)
+        self._step = step
         self._end = threading.Event()
         self._wake = threading.Event()
         self._hurried: set[str] = set()
@@ -67,21 +60,8 @@ class Chores(threading.Thread):
 
     def run(self) -> None:
         """Do the chores until ``stop``."""
-        tasks = [
-            *(_Task(chore.__name__, 1.0, chore) for chore in self._first),
-            _Task("pauses", 1.0, self._manager.look_at_pauses),
-            _Task("needs", 1.0, self._manager.look_at_needs),
-            _Task("release", 0.0, self._manager.release_pending),
-            _Task("doubts", 1.0, self._manager.say_doubtful),
-            _Task("sweeper", min(1.0, self._every), self._keep_lease),
-            _Task("sweep", 0.0, self._walk),
-            _Task("prune", 0.0, self._prune),
-            _Task("leases", self._manager.lease / 6, self._look),
-            _Task("queue", 1.0, self._probe),
-            *(_Task(chore.__name__, 1.0, chore) for chore in self._also),
-        ]
         while True:
-            for task in tasks:
+            for task in self._tasks:
                 if self._end.is_set():
                     self._finish()
                     return
@@ -90,11 +70,90 @@ class Chores(threading.Thread):
             self._wake.clear()
 
     def _finish(self) -> None:
+        """Give back what the thread has."""
+
+    def _store_silent(self) -> None:
+        """Note that the store did not answer."""
+
+    def _do(self, task: Task) -> None:
+        now = self._clock.monotonic()
+        if task.name in self._hurried:
+            self._hurried.discard(task.name)
+        elif now < task.next:
+            return
+        try:
+            task.call()
+            if self._said.pop(task.name, None):
+                logger.info("%s works again", task.name)
+            task.next = self._clock.monotonic() + task.every
+        except ZerogError as error:
+            if isinstance(error, StoreUnavailable):
+                self._store_silent()
+            self._say(task, error)
+            task.next = self._clock.monotonic() + min(1.0, task.every or 1.0)
+        except Exception:
+            # A defect in one chore must not end the others; it is said with its traceback, every time.
+            logger.exception("chore %s failed", task.name)
+            task.next = self._clock.monotonic() + max(1.0, task.every)
+
+    def _say(self, task: Task, error: ZerogError) -> None:
+        kind = type(error).__name__
+        if self._said.get(task.name) != kind:
+            self._said[task.name] = kind
+            what = "store" if isinstance(error, DatastoreError) else "queue" if isinstance(error, QueueError) else "?"
+            logger.warning("%s waits: %s away: %s", task.name, what, error)
+
+
+class Chores(Rounds):
+    """The sweep where this process is the sweeper, the look at leases, the probe of the queue, and what else comes up.
+
+    ``sweep`` is the seconds between walks; ``candidate`` stands for the sweeper's lease.  ``also`` are further chores,
+    called about once a second; ``first`` those that come before all others.  ``statistics`` counts the walks.
+    """
+
+    def __init__(
+        self,
+        manager: Manager,
+        sweep: float,
+        candidate: Candidate | None = None,
+        also: Iterable[Callable[[], None]] = (),
+        first: Iterable[Callable[[], None]] = (),
+        statistics: Statistics | None = None,
+    ) -> None:
+        self._manager = manager
+        self._sweep = Sweep(manager, LeaseWatch(manager.clock, manager.lease))
+        self._lease = SweeperLease(manager.store, manager.clock, candidate or someone(), manager.lease)
+        self._every = sweep
+        self._walk_at = 0.0
+        self._prune_at = 0.0
+        self._pruned_to = self._pruned = 0
+        self._tidied_to: int | None = None  # where in the dead letters, once all that is old has gone
+        self._renewed = 0.0
+        self._statistics = statistics
+        tasks = [
+            *once_a_second(first),
+            Task("pauses", 1.0, manager.look_at_pauses),
+            Task("needs", 1.0, manager.look_at_needs),
+            Task("release", 0.0, manager.release_pending),
+            Task("doubts", 1.0, manager.say_doubtful),
+            Task("sweeper", min(1.0, sweep), self._keep_lease),
+            Task("sweep", 0.0, self._walk),
+            Task("prune", 0.0, self._prune),
+            Task("leases", manager.lease / 6, self._look),
+            Task("queue", 1.0, self._probe),
+            *once_a_second(also),
+        ]
+        super().__init__(manager.clock, tasks, min(0.25, manager.lease / 8))
+
+    def _finish(self) -> None:
         try:
             self._lease.give_up()
         except DatastoreError as error:
             logger.info("the sweeper's lease is left to lapse: %s", error)
         self._manager.close_queue()
+
+    def _store_silent(self) -> None:
+        self._sweep.watch.silence()
 
     # The sweep
 
@@ -159,40 +218,7 @@ class Chores(threading.Thread):
         if self._manager.queue_away and self._manager.probe_queue():
             self._walk_at = 0.0
 
-    # Doing them
 
-    def _do(self, task: _Task) -> None:
-        now = self._manager.clock.monotonic()
-        if task.name in self._hurried:
-            self._hurried.discard(task.name)
-        elif now < task.next:
-            return
-        try:
-            task.call()
-            if self._said.pop(task.name, None):
-                logger.info("%s works again", task.name)
-            task.next = self._manager.clock.monotonic() + task.every
-        except ZerogError as error:
-            if isinstance(error, StoreUnavailable):
-                self._sweep.watch.silence()
-            self._say(task, error)
-            task.next = self._manager.clock.monotonic() + min(1.0, task.every or 1.0)
-        except Exception:
-            # A defect in one chore must not end the others; it is said with its traceback, every time.
-            logger.exception("chore %s failed", task.name)
-            task.next = self._manager.clock.monotonic() + max(1.0, task.every)
-
-    def _say(self, task: _Task, error: ZerogError) -> None:
-        kind = type(error).__name__
-        if self._said.get(task.name) != kind:
-            self._said[task.name] = kind
-            what = "store" if isinstance(error, DatastoreError) else "queue" if isinstance(error, QueueError) else "?"
-            logger.warning("%s waits: %s away: %s", task.name, what, error)
-
-
-@dataclass(slots=True)
-class _Task:
-    name: str
-    every: float
-    call: Callable[[], None]
-    next: float = 0.0
+def once_a_second(chores: Iterable[Callable[[], None]]) -> list[Task]:
+    """Return chores that are called about once a second, by their own names."""
+    return [Task(chore.__name__, 1.0, chore) for chore in chores]

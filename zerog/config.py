@@ -131,6 +131,13 @@ def _origins(value: Any) -> tuple[str, ...] | None:
     return origins
 
 
+def _masters(value: Any) -> tuple[str, ...] | None:
+    masters = _optional_list(value)
+    if not masters or not all(re.fullmatch(r"https?://[^\s,/?#@]+(/[^\s,?#]*)?", one, re.ASCII) for one in masters):
+        raise ValueError("URLs of servers, comma separated, such as http://127.0.0.1:8888")
+    return masters
+
+
 def _agent_name(value: Any) -> str:
     if not isinstance(value, str) or not _AGENT.fullmatch(value) or value == "commands":
         raise ValueError(f"a name that matches {_AGENT.pattern}, and not commands")
@@ -246,6 +253,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("idle_timeout", 30, _seconds, "time for a complete header, and for an idle connection", "server"),
     Setting("slots", None, lambda value: None if value is None else _count(value),
             "how many jobs an agent runs at once; by default one for each CPU", "agent"),
+    Setting("master", None, _masters,
+            "URLs of servers, comma separated: the agent speaks HTTP alone, to any of them", "agent"),
     Setting("job_types", "all", _optional_list, "job types that the agent serves, comma separated", "agent"),
     Setting("name", None, _agent_name, "the agent's id; by default its host's name and the first number that is free",
             "agent"),
@@ -298,6 +307,7 @@ class Settings:
     rate_limit: int
     idle_timeout: float
     slots: int | None
+    master: tuple[str, ...] | None
     job_types: tuple[str, ...] | None
     name: str | None
     labels: tuple[str, ...]

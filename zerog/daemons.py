@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from zerog import bootstrap, failpoints
 from zerog.config import SETTINGS, Settings
-from zerog.exceptions import BadSetting, DatastoreError
+from zerog.exceptions import BadSetting, ZerogError
 from zerog.fleet import Name
 from zerog.supervisor import Supervisor
 from zerog.tokens import Tokens
@@ -111,16 +111,20 @@ def run_worker(settings: Settings) -> None:
     _arm()
     made = bootstrap.make_agent(settings)
     made.agent.parent = parent
-    say_where(settings, made.parts)
+    if made.parts is not None:
+        say_where(settings, made.parts)
+    else:
+        logger.info("masters: %s", ", ".join(settings.master or ()))
     gc.freeze()
     made.agent.run()
     made.statistics.stop()
     anew = made.agent.then == "restart"
     try:
         made.agent.say_goodbye()
-    except DatastoreError as error:
-        logger.info("the store was not told of the end: %s", error)
-    made.parts.store.close()
+    except ZerogError as error:
+        logger.info("nobody was told of the end: %s", error)
+    if made.parts is not None:
+        made.parts.store.close()
     made.lock.close()
     if anew:
         _execute_anew(made.name, parent)

@@ -284,6 +284,7 @@ class Agent(Process):
             max_memory=1 << 40,
             statistics=Statistics(None, self.clock, self.name),
             account=Account(self.clock),
+            answered=lambda record, question: {},
         )
         self.slots = [Slot(self.manager, self.connect(), self.clock, self.watch, terms) for _ in range(SLOTS)]
         for slot in self.slots:

@@ -29,7 +29,7 @@ from zerog.agent.process import Child, Program
 from zerog.agent.slot import Phase, Slot
 from zerog.agent.standing import Standing
 from zerog.agent.usage import Usage
-from zerog.chores import Chores
+from zerog.chores import Rounds
 from zerog.clock import Clock
 from zerog.exceptions import QueueUnavailable, StoreAmbiguous, StoreUnavailable, Superseded
 from zerog.fleet import Assignment
@@ -38,7 +38,7 @@ from zerog.manager import Manager
 from zerog.master import Registration
 from zerog.needs import UNSAID
 from zerog.queue.base import Queue
-from zerog.sweeper import Candidate
+from zerog.remote import Remote
 
 logger = logging.getLogger(__name__)
 
@@ -55,29 +55,33 @@ _CHILD_BACKOFF = 30.0
 _REST_READS = 16
 
 
+#: Makes the thread of the chores: of those that come first, and of those that come after all others.
+MakeRounds = Callable[[Sequence[Callable[[], None]], Sequence[Callable[[], None]]], Rounds]
+
+
 class Agent:
     """Reserves ids, hands each to a child process, and answers for it until it ends.
 
     ``slots`` jobs run at once.  ``superior`` is whom it tells that it lives, as ``registration`` and what is added to
-    it, and who tells it what to do.  ``drain`` is the seconds that running jobs get after the first signal, ``sweep``
-    those between two walks of the sweeper, for whose lease ``candidate`` stands.  ``run`` must be called in the main
-    thread.
+    it, and who tells it what to do.  ``rounds`` makes the thread of the chores, of those that come first and of those
+    that come after all others.  ``drain`` is the seconds that running jobs get after the first signal.  ``run`` must be
+    called in the main thread.
     """
 
     def __init__(
         self,
-        manager: Manager,
+        manager: Manager | Remote,
         queue: Queue,
+        commands: Queue,
         clock: Clock,
         terms: Terms,
         program: Program,
         slots: int,
         superior: Superior,
         registration: Registration,
-        drain: float = 60.0,
-        sweep: float = 30.0,
-        candidate: Candidate | None = None,
+        rounds: MakeRounds,
         usage: Usage | None = None,
+        drain: float = 60.0,
     ) -> None:
         self._manager = manager
         self._clock = clock
@@ -88,17 +92,10 @@ class Agent:
         queues = [queue, *(queue.another() for _ in range(slots - 1))]
         self._slots = [Slot(manager, one, clock, self._watch, terms) for one in queues]
         self._selector = selectors.DefaultSelector()
-        self._commands = Commands(queue.another(), manager.agent_tube(terms.agent), self._selector, self._on_command)
+        self._commands = Commands(commands, manager.agent_tube(terms.agent), self._selector, self._on_command)
         self._heartbeat = Heartbeat(superior, registration, terms, clock, usage)
         self._orders = Standing(superior, terms.agent)
-        self._chores = Chores(
-            manager,
-            sweep,
-            candidate,
-            also=[self._probe_store, self._notice_changes],
-            first=[self._say_here],
-            statistics=terms.statistics,
-        )
+        self._chores = rounds([self._say_here], [self._probe_store, self._notice_changes])
         #: What the slots were told which tubes to serve by, of what concerns all, and all of it.
         self._served_by: tuple[object, ...] | None = None
         self._selective = False
@@ -242,9 +239,13 @@ class Agent:
             self._look(now)
 
     def _steps_together(self, slots: list[Slot], now: float) -> list[tuple[Slot, Callable[[], None]]]:
-        with self._manager.store.together():
-            steps = [(slot, self._step(slot, slot.step, now)) for slot in slots]
-            return steps + [(slot, self._step(slot, slot.step_ahead, now)) for slot in self._ahead(slots)]
+        def step(slot: Slot, what: Callable[[float], Callable[[], None]]) -> tuple[Slot, Callable[[], None]]:
+            return slot, self._step(slot, what, now)
+
+        return self._manager.side_by_side(
+            [partial(step, slot, slot.step) for slot in slots],
+            lambda: [partial(step, slot, slot.step_ahead) for slot in self._ahead(slots)],
+        )
 
     def _ask_ahead(self, slots: list[Slot], now: float) -> None:
         """Ask for the next jobs of slots whose last ones have ended, or are about to."""
@@ -429,9 +430,10 @@ class Agent:
         self._served_by, self._served_now = by, now_by
         # Those that wait come first: what they watch need not change.
         free.sort(key=lambda slot: slot.phase is not Phase.WAITING)
-        shares = manager.shares(terms.job_types, limits.less(held), terms.labels, len(free))
-        for slot, tubes in zip(free, shares, strict=True):
-            self._serve_with(slot, tubes)
+        if free and isinstance(manager, Manager):
+            shares = manager.shares(terms.job_types, limits.less(held), terms.labels, len(free))
+            for slot, tubes in zip(free, shares, strict=True):
+                self._serve_with(slot, tubes)
         for slot in self._slots:
             if slot not in free:
                 self._serve_with(slot, manager.tubes_within(terms.job_types, UNSAID, terms.labels))

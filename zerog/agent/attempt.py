@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from zerog.agent.account import Account
 from zerog.agent.executor import MAX_MESSAGE, shorten
+from zerog.agent.pipe import Message
 from zerog.datastore.blobs import BlobWriter
 from zerog.job import Job
 from zerog.manager import Claimant, Held
@@ -21,8 +22,9 @@ from zerog.outcome import (
     Result,
     Succeeded,
 )
-from zerog.record import Event
+from zerog.record import Event, JobRecord
 from zerog.recorder import Lines, Recorder, said_at_end
+from zerog.remote import Pieces
 from zerog.statistics import Statistics
 
 #: Seconds between two writes of a job's progress, and before the first: short jobs need none.
@@ -49,6 +51,8 @@ class Terms:
     max_memory: int
     statistics: Statistics
     account: Account
+    #: Answers what a running job asks.
+    answered: Callable[[JobRecord, dict[str, Any]], Message]
 
     @property
     def claimant(self) -> Claimant:
@@ -82,11 +86,14 @@ class Attempt:
         self.lines: dict[str, Lines] = {}
         self.completeness: float | None = None
         self.message: str | None = None
-        self.renew_at = now + terms.lease / 3
-        self.touch_at = now + terms.lease / 3
+        lease = held.record.lease
+        #: Seconds of the lease, as whoever gave it says.
+        self.lease = terms.lease if lease is None else max(0.01, lease.until - self.since)
+        self.renew_at = now + self.lease / 3
+        self.touch_at = now + self.lease / 3
         self.write_at = now + FIRST_WRITE
         #: Until when, monotonic, nobody can have taken the job over: its lease was written half a lease ago at most.
-        self.sure_until = now + terms.lease / 2
+        self.sure_until = now + self.lease / 2
         limit = job.time_limit if job.time_limit is not None else terms.time_limit
         self.limit = limit
         self.limit_at = now + limit if limit is not None else None
@@ -98,7 +105,7 @@ class Attempt:
         self.checkpoint: tuple[int, Any] | None = None
         #: What the child wants to know of the job's parents; it waits for the answer.
         self.question: dict[str, Any] | None = None
-        self.output: BlobWriter | None = None
+        self.output: BlobWriter | Pieces | None = None
         self.media_type = ""
         self.waiting_output = bytearray()
         self.outcome: Outcome | None = None
@@ -128,7 +135,7 @@ class Attempt:
         if dropped:
             self.recorder.drop(dropped["events"], dropped["bytes"])
 
-    def stored_output(self) -> BlobWriter:
+    def stored_output(self) -> BlobWriter | Pieces:
         """Store what has come of the output and return the writer as it stands then.
 
         The attempt goes on from it only when the store has confirmed; otherwise the same bytes are written again.

@@ -37,9 +37,9 @@ from zerog.job import Job
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimed, Drop, GiveBack, Held, Manager, Missing
 from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Result, Succeeded
-from zerog.questions import answered
 from zerog.queue.base import Queue, Reservation
 from zerog.record import JobRecord, State
+from zerog.remote import Remote
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Phase(enum.Enum):
 class Slot:
     """One place in an agent.  Called by the agent's loop only."""
 
-    def __init__(self, manager: Manager, queue: Queue, clock: Clock, watch: LeaseWatch, terms: Terms) -> None:
+    def __init__(self, manager: Manager | Remote, queue: Queue, clock: Clock, watch: LeaseWatch, terms: Terms) -> None:
         self.manager = manager
         self.entries = Entries(queue, clock, (), self._say_queue_away)
         self.terms = terms
@@ -126,7 +126,13 @@ class Slot:
     def wants_to_ask_ahead(self, now: float) -> bool:
         """Return whether the end of a job is about to be written, or soon will be, and the slot could take another."""
         entries = self.entries
-        if entries.asked_early or not self._has_child or entries.looks_ahead or not entries.tubes:
+        if (
+            not entries.queue.asks_ahead
+            or entries.asked_early
+            or not self._has_child
+            or entries.looks_ahead
+            or not entries.tubes
+        ):
             return False
         return self.phase is Phase.ENDING or self.ends_soon(now)
 
@@ -286,7 +292,7 @@ class Slot:
         self._confirm_attempt(attempt)
         output = attempt.stored_output() if attempt.waiting_output else None
         question = attempt.question
-        answer = answered(self.manager, attempt.held.record, question) if question is not None else None
+        answer = self.terms.answered(attempt.held.record, question) if question is not None else None
 
         def stored() -> None:
             if output is not None:
@@ -309,8 +315,10 @@ class Slot:
             attempt.recorder.confirm()
             attempt.completeness = attempt.message = None
             attempt.write_at = now + WRITE_EVERY
-            attempt.renew_at = now + self.terms.lease / 3
-            attempt.sure_until = now + self.terms.lease / 2
+            attempt.renew_at = now + attempt.lease / 3
+            attempt.sure_until = now + attempt.lease / 2
+            if held.record.cancel_requested:
+                self.begin_cancel(now)
             if checkpoint is not None:
                 attempt.checkpoint = None
                 assert self.child is not None
@@ -451,7 +459,7 @@ class Slot:
         attempt = self.attempt
         if attempt is None or now < attempt.touch_at or self.entries.current is None or self.manager.queue_away:
             return
-        attempt.touch_at = now + self.terms.lease / 3
+        attempt.touch_at = now + attempt.lease / 3
         self.entries.touch()
 
     # The child
@@ -476,8 +484,8 @@ class Slot:
         elif message["t"] == "report":
             attempt.take_report(message)
         elif message["t"] == "output":
-            attempt.output = self.manager.open_output(attempt.uuid, attempt.number)
             attempt.media_type = message["mediaType"]
+            attempt.output = self.manager.open_output(attempt.uuid, attempt.number, attempt.media_type)
         elif message["t"] == "checkpoint":
             attempt.checkpoint = (message["number"], json.loads(message["state"]))
         elif message["t"] in ("parents", "read", "publish"):

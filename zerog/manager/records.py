@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from zerog import codec, failpoints
 from zerog.clock import Clock, to_iso
@@ -34,6 +35,8 @@ from zerog.record import JobRecord, State, from_document, to_document
 from zerog.registry import Registry
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: How often a write is tried against others before the store counts as too busy.
 CONFLICTS = 50
@@ -121,6 +124,14 @@ class Records:
     def blob_name(uuid: str, attempt: int) -> str:
         """Return the name under which an attempt's output is kept."""
         return f"data.{uuid}.{attempt}"
+
+    def side_by_side(
+        self, steps: Sequence[Callable[[], T]], then: Callable[[], Sequence[Callable[[], T]]] = lambda: ()
+    ) -> list[T]:
+        """Do some steps, and those that ``then`` says afterwards, in one commit; for each its result."""
+        with self.store.together():
+            done = [step() for step in steps]
+            return done + [step() for step in then()]
 
     # Reading
 

@@ -212,6 +212,6 @@ class Running(Settling):
                 batch = codec.loads(entry.body)
                 self.store.amend(log, number, codec.dumps({**batch, "entries": batch["entries"][-keep:]}))
 
-    def open_output(self, uuid: str, attempt: int) -> BlobWriter:
+    def open_output(self, uuid: str, attempt: int, media_type: str = "") -> BlobWriter:
         """Return a writer for the output of an attempt, under the attempt's own name (R15)."""
         return BlobWriter(self.store, self.blob_name(uuid, attempt))

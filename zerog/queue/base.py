@@ -99,6 +99,9 @@ class Reservation(ABC):
 class Queue(ABC):
     """One connection to a queue.  The module's docstring states the obligations."""
 
+    #: Whether it may be asked while a job runs: what comes can be given back for nothing.
+    asks_ahead = True
+
     @abstractmethod
     def put_all(self, puts: Sequence[Put]) -> list[QueueError | None]:
         """Put many entries in one go; for each ``None``, or why it may not be in the queue."""
