@@ -56,6 +56,7 @@ def run_server(settings: Settings) -> None:
         _say_address(settings, sockets)
     # What is there now stays: the collector need not look at it again and again.
     gc.freeze()
+    sys.setswitchinterval(0.0005)
     asyncio.run(app.serve(made.server, sockets, _tell))
     made.parts.store.close()
     made.lock.close()

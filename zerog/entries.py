@@ -56,6 +56,10 @@ class Entries:
         """Ask for the next entry, deleting the last one on the way."""
         self.queue.ask(self.tubes, self._take_done())
 
+    def ask_now(self) -> None:
+        """Ask for what is ready now, and no more, deleting the last one on the way."""
+        self.queue.ask(self.tubes, self._take_done(), wait=False)
+
     def ask_ahead(self) -> None:
         """Ask for what is ready now, before the end of the last job is written: its claim can share that commit."""
         self.asked_ahead = self.asked_early = True

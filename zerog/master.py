@@ -1,45 +1,35 @@
 """Master: what a server does for agents, and what an agent that reaches the store itself does for itself.
 
-An agent says what it is and that it lives (``hear``); over HTTP it is given attempts (``take``), says how they go and
-how they end (``answer_all``), and sends what they made (``Upload``).  Any master does for any request: what one must
-know of an agent is in its record, what it must know of an attempt in the job's record and in the attempt's notes.
+An agent says what it is and that it lives (``hear``), and hears what it is to do (``wanted``); over HTTP it is also
+given attempts and says how they go (``Turn``).  Any master does for any request: what one must know of an agent is in
+its record, what it must know of an attempt in the job's record and in the attempt's notes.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from zerog import codec
+from zerog.attempts import Attempts
 from zerog.clock import from_iso, to_iso
-from zerog.datastore.base import Datastore
-from zerog.datastore.blobs import CHUNK, BlobWriter
 from zerog.exceptions import (
     AgentAlive,
-    AlreadyFinished,
     Conflict,
     CorruptDocument,
-    InvalidParameter,
     NewerVersion,
-    NotFound,
     Superseded,
     UnknownAgent,
     UnknownJob,
-    UnknownResource,
 )
 from zerog.fleet import LOG_EXCEPTIONS, LOG_FAILURES, LOG_JOBS, AgentRecord, Assignment, Presence
-from zerog.leases import LeaseWatch
-from zerog.manager import Claimant, Claimed, GiveBack, Held, Manager, Verdict
+from zerog.manager import Held, Manager
 from zerog.manager.needing import limits_of
 from zerog.needs import UNSAID, Limits
 from zerog.orders import Command, Orders, Wanted
-from zerog.outcome import INLINE, Cancelled, Crashed, Failed, GivenBack, Outcome, Requeued, Result, Succeeded
-from zerog.queue.base import Reservation
-from zerog.record import Event, JobRecord, State
-from zerog.recorder import Recorder, said_at_end
+from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Requeued, Succeeded
+from zerog.record import JobRecord, State
 from zerog.statistics import Statistics
 
 T = TypeVar("T")
@@ -122,31 +112,6 @@ class Heard:
     superseded: tuple[tuple[str, int], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """How an attempt goes.  ``checkpoint`` has the job's new state, if there is one; ``batch`` numbers the events."""
-
-    uuid: str
-    attempt: int
-    completeness: float | None = None
-    message: str | None = None
-    events: tuple[Event, ...] = ()
-    checkpoint: tuple[Any, ...] = ()
-    batch: int | None = None
-    dropped: tuple[int, int] = (0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """How an attempt ended: what it came to, ``data`` as JSON if it returned some, and a digest of all of it."""
-
-    report: Report
-    outcome: Outcome
-    digest: str
-    told: bool = False
-    data: bytes | None = None
-
-
 class Master:
     """Everything that agents ask.  Safe to use from many threads."""
 
@@ -155,7 +120,8 @@ class Master:
         self.fleet = manager.fleet
         self.orders = Orders(manager.store, manager.clock)
         self.heartbeat = heartbeat
-        self._statistics = statistics
+        self.statistics = statistics
+        self.attempts = Attempts(manager)
         self._store = manager.store
         self._clock = manager.clock
 
@@ -415,33 +381,6 @@ class Master:
         }
         return (self._note(record.id, held, (), over) or record) if over else record
 
-    def take(self, id: str, uuid: str, claim: str, watch: LeaseWatch, entry: Reservation) -> Verdict:
-        """Claim a job for an agent (R3, R16); what there is no room for after all is given back."""
-        verdict = self.manager.claim(uuid, Claimant(id, id), claim, watch, entry)
-        if not isinstance(verdict, Claimed):
-            return verdict
-        record = verdict.held.record
-        assignment = Assignment(uuid, record.attempt, record.started_at or self._clock.now(), record.needs)
-        fits = True
-
-        def change(before: AgentRecord | None) -> AgentRecord | None:
-            nonlocal fits
-            if before is not None and any(one == assignment for one in before.assignments):
-                return None
-            wanted = self.orders.wanted(id)
-            fits = before is not None and before.state == "running" and not wanted.drained
-            fits = fits and before is not None and room_of(before, wanted).fit(record.needs)
-            if before is None or not fits:
-                return None
-            return replace(before, assignments=(*before.assignments, assignment))
-
-        self.fleet.change(id, change)
-        if fits:
-            self._statistics.add("attempts")
-            return verdict
-        self.manager.settle(verdict.held, record.attempt, GivenBack(started=False))
-        return GiveBack(_NO_ROOM, record.priority)
-
     def give_back(self, held: Held) -> None:
         """Give back what an agent was given that never heard of it."""
         record = held.record
@@ -450,216 +389,6 @@ class Master:
             self._note(record.agent, {}, (), [(record.uuid, record.attempt)])
         if after.record.state is State.QUEUED:
             self.manager.enqueue([after.record])
-
-    # Attempts, over HTTP
-
-    def answer_all(self, items: Sequence[Report | Settlement]) -> list[JobRecord | Exception]:
-        """Write how attempts go and how they ended, all in one commit; for each the job's record, or what is wrong."""
-        ended: dict[str, list[Ended]] = defaultdict(list)
-        seconds: list[tuple[str, float]] = []
-        queued: list[JobRecord] = []
-        with self._store.together():
-            results = [self._answer(item, ended, seconds, queued) for item in items]
-            for id, several in ended.items():
-                self._account(id, several)
-        self.manager.enqueue(queued)
-        for job_type, taken in seconds:
-            self._statistics.observe(job_type, taken)
-        return results
-
-    def _answer(
-        self,
-        item: Report | Settlement,
-        ended: dict[str, list[Ended]],
-        seconds: list[tuple[str, float]],
-        queued: list[JobRecord],
-    ) -> JobRecord | Exception:
-        try:
-            if isinstance(item, Report):
-                return self._report(item)
-            before, after = self._settle(item)
-        except (Superseded, AlreadyFinished, UnknownResource, CorruptDocument, NewerVersion) as error:
-            return error
-        if before is None:
-            return after
-        if before.agent is not None:
-            word = word_of(item.outcome) if after.state is not State.CANCELLED else "cancelled"
-            ended[before.agent].append(Ended(after.uuid, before.attempt, word, self._clock.now()))
-        if not isinstance(item.outcome, GivenBack):
-            seconds.append((after.job_type, max(0.0, self._clock.now() - (before.started_at or 0.0))))
-        if after.state is State.QUEUED:
-            queued.append(after)
-        return after
-
-    def _account(self, id: str, ended: Sequence[Ended]) -> None:
-        """Write into an agent's account what has ended there."""
-        over = {(one.uuid, one.attempt) for one in ended}
-        # What was given back has not ended here: it goes on elsewhere.
-        counted = [one for one in ended if one.outcome != "givenBack"]
-        failed = [one for one in counted if one.failed]
-
-        def change(before: AgentRecord | None) -> AgentRecord | None:
-            if before is None or before.direct:
-                return None
-            return replace(
-                before,
-                assignments=tuple(one for one in before.assignments if (one.uuid, one.attempt) not in over),
-                processed=before.processed + len(counted),
-                failures=before.failures + len(failed),
-                heard_at=self._clock.now(),
-            )
-
-        record = self.fleet.change(id, change)
-        if record is not None and not record.direct:
-            self.fleet.keep(id, LOG_JOBS, [one.members() for one in counted])
-            self.fleet.keep(id, LOG_FAILURES, [one.members() for one in failed])
-
-    def _report(self, report: Report) -> JobRecord:
-        held = self._current(report.uuid, report.attempt)
-        self._events(report, None)
-        return self.manager.report(held, report.attempt, report.completeness, report.message, report.checkpoint).record
-
-    def _settle(self, item: Settlement) -> tuple[JobRecord | None, JobRecord]:
-        """Write an outcome; returns the record before it, if it was not written before, and after it."""
-        report = item.report
-        uuid, attempt = report.uuid, report.attempt
-        written_as = f"{attempt}.{item.digest}"
-        record = self.manager.read(uuid).record
-        if record.attempt == attempt and record.settled_as == written_as:
-            return None, record
-        held = self._current(uuid, attempt)
-        notes = self._events(report, item)
-        outcome = item.outcome
-        if isinstance(outcome, Succeeded):
-            outcome = Succeeded(self._result(uuid, attempt, item, notes), outcome.code)
-        after = self.manager.settle(
-            held, attempt, outcome, item.told, report.completeness, report.message, written_as=written_as
-        )
-        if notes is not None:
-            notes.remove(self._store, uuid, attempt, after.record.result)
-        return held.record, after.record
-
-    def _current(self, uuid: str, attempt: int) -> Held:
-        """Return the record of an attempt that may be written; raises what is wrong otherwise."""
-        held = self.manager.read(uuid)
-        record = held.record
-        if attempt > record.attempt or attempt < 1:
-            raise UnknownResource(f"job {uuid} has no attempt {attempt}")
-        if record.terminal:
-            raise AlreadyFinished(f"the job is {record.state}", state=str(record.state))
-        if record.attempt != attempt or record.state is not State.RUNNING:
-            raise Superseded(
-                f"attempt {attempt} of job {uuid} is over: the job is {record.state} in attempt {record.attempt}",
-                state=str(record.state),
-            )
-        return held
-
-    def _events(self, report: Report, end: Settlement | None) -> Notes | None:
-        """Write what an attempt says, once, within its caps; returns its notes, if it has any."""
-        uuid, attempt = report.uuid, report.attempt
-        notes, cas = Notes.read(self._store, uuid, attempt)
-        events = list(report.events) if report.batch is None or report.batch not in notes.batches else []
-        dropped = report.dropped if events or report.batch is None or report.batch not in notes.batches else (0, 0)
-        last = None
-        if end is not None and notes.ended != end.digest:
-            once = not self.manager.registry.policy(self.manager.get(uuid).job_type).rerun_after_crash
-            last = said_at_end(end.outcome, self._clock.now(), once)
-        if not events and not dropped[0] and last is None:
-            return notes if cas is not None else None
-        recorder = Recorder.read(uuid, attempt, notes.recorder) if notes.recorder else Recorder(uuid, attempt)
-        for event in (*events, *([last] if last is not None else [])):
-            recorder.add(event)
-        recorder.drop(*dropped)
-        recorder.flush(self.manager)
-        recorder.confirm()
-        batches = notes.batches if report.batch is None else [*notes.batches, report.batch][-_BATCHES:]
-        after = replace(
-            notes,
-            batches=batches,
-            recorder=recorder.document(),
-            ended=end.digest if end is not None else notes.ended,
-        )
-        after.write(self._store, uuid, attempt, cas)
-        return after
-
-    def _result(self, uuid: str, attempt: int, item: Settlement, notes: Notes | None) -> Result | None:
-        """Return the result of a success: what was uploaded, or what it returned."""
-        if item.data is not None:
-            if len(item.data) <= INLINE:
-                return Result("application/json", len(item.data), inline=item.data.decode())
-            writer = BlobWriter(self._store, self.manager.blob_name(uuid, attempt))
-            writer.write(item.data)
-            writer.close()
-            return Result("application/json", writer.size, blob=writer.blob)
-        if notes is None or notes.output is None:
-            return None
-        return Result(notes.output["mediaType"], notes.output["size"], blob=notes.output["blob"])
-
-    # Data, over HTTP
-
-    def check_attempt(self, uuid: str, attempt: int) -> JobRecord:
-        """Return the record of the current attempt; raises what is wrong with it otherwise."""
-        return self._current(uuid, attempt).record
-
-    def upload(self, uuid: str, attempt: int, media_type: str) -> Upload:
-        """Begin what an attempt made, anew; it counts when it is closed, and is seen when the outcome is written."""
-        self._current(uuid, attempt)
-        blob = f"{self.manager.blob_name(uuid, attempt)}.{secrets.token_hex(4)}"
-        change_notes(self._store, uuid, attempt, lambda notes: replace(notes, blobs=[*notes.blobs, blob]))
-        return Upload(self, uuid, attempt, media_type, BlobWriter(self._store, blob))
-
-    def finish_upload(self, upload: Upload) -> None:
-        """Let what was uploaded be what the attempt made, in place of what it had made before."""
-        uuid, attempt, blob = upload.uuid, upload.attempt, upload.writer.blob
-        self._current(uuid, attempt)
-        output = {"blob": blob, "size": upload.writer.size, "mediaType": upload.media_type}
-        before: list[str] = []
-
-        def change(notes: Notes) -> Notes:
-            before[:] = [one for one in notes.blobs if one != blob]
-            return replace(notes, output=output, part=None, blobs=[blob])
-
-        change_notes(self._store, uuid, attempt, change)
-        for one in before:
-            self._store.remove_blob(one)
-
-    def abandon_upload(self, upload: Upload) -> None:
-        """Remove what was half uploaded."""
-        blob = upload.writer.blob
-        self._store.remove_blob(blob)
-        change_notes(
-            self._store,
-            upload.uuid,
-            upload.attempt,
-            lambda notes: replace(notes, blobs=[one for one in notes.blobs if one != blob]),
-        )
-
-    def put_piece(self, uuid: str, attempt: int, media_type: str, start: int, data: bytes, total: int | None) -> None:
-        """Add a piece to what an attempt made; with the ``total`` of its bytes it is the last one.
-
-        Pieces follow each other, begin where a chunk begins, and may come twice.  The first begins it anew.
-        """
-        self._current(uuid, attempt)
-        blob = f"{self.manager.blob_name(uuid, attempt)}.pieces"
-        notes, _ = Notes.read(self._store, uuid, attempt)
-        size = notes.part["size"] if notes.part is not None and start > 0 else 0
-        if start % CHUNK or start > size or (total is None and len(data) % CHUNK):
-            raise InvalidParameter("Content-Range", f"the next piece begins at {size - size % CHUNK}")
-        for offset in range(0, len(data), CHUNK):
-            self._store.put_chunk(blob, (start + offset) // CHUNK, data[offset : offset + CHUNK])
-        part = {"blob": blob, "size": start + len(data), "mediaType": media_type}
-        last = total is not None
-
-        def change(notes: Notes) -> Notes:
-            blobs = notes.blobs if blob in notes.blobs else [*notes.blobs, blob]
-            return replace(notes, part=None if last else part, output=part if last else notes.output, blobs=blobs)
-
-        change_notes(self._store, uuid, attempt, change)
-
-
-def _said(said: T | None, before: T) -> T:
-    """Return what was said, or what was known before."""
-    return before if said is None else said
 
 
 def changes_of(members: Mapping[str, Any]) -> dict[str, Any]:
@@ -673,6 +402,11 @@ def changes_of(members: Mapping[str, Any]) -> dict[str, Any]:
     return changes
 
 
+def _said(said: T | None, before: T) -> T:
+    """Return what was said, or what was known before."""
+    return before if said is None else said
+
+
 def room_of(record: AgentRecord, wanted: Wanted) -> Limits:
     """Return what an agent still has."""
     return limits_of(record, wanted).less(one.needs for one in record.assignments)
@@ -681,94 +415,3 @@ def room_of(record: AgentRecord, wanted: Wanted) -> Limits:
 def unknown(id: str) -> UnknownAgent:
     """Return the error for an agent that never spoke."""
     return UnknownAgent(f"there is no agent {codec.printable(id, 100)}")
-
-
-@dataclass(slots=True)
-class Upload:
-    """What one request sends as the data of an attempt."""
-
-    master: Master
-    uuid: str
-    attempt: int
-    media_type: str
-    writer: BlobWriter
-
-    def write(self, data: bytes) -> None:
-        """Add bytes."""
-        self.writer.write(data)
-
-    def close(self) -> None:
-        """Let it count."""
-        self.writer.close()
-        self.master.finish_upload(self)
-
-    def abandon(self) -> None:
-        """Leave nothing of it."""
-        self.master.abandon_upload(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Notes:
-    """What masters must know of an attempt beside the job's record, until it has ended.
-
-    Which batches of events were written, how many of them are kept, what was uploaded, and under which names.
-    """
-
-    batches: list[int] = field(default_factory=list)
-    recorder: Mapping[str, Any] | None = None
-    output: Mapping[str, Any] | None = None
-    part: Mapping[str, Any] | None = None
-    blobs: list[str] = field(default_factory=list)
-    ended: str | None = None
-
-    @classmethod
-    def read(cls, store: Datastore, uuid: str, attempt: int) -> tuple[Notes, int | None]:
-        """Return the notes and their version; empty ones, and no version, where there are none."""
-        try:
-            document = store.get(notes_key(uuid, attempt))
-        except NotFound:
-            return cls(), None
-        return cls._read(document.body), document.cas
-
-    @classmethod
-    def _read(cls, body: bytes) -> Notes:
-        members = codec.loads(body)
-        try:
-            return cls(**{name: members[name] for name in cls.__dataclass_fields__})
-        except (KeyError, TypeError) as error:
-            raise CorruptDocument(f"no notes of an attempt: {error}") from error
-
-    def document(self) -> bytes:
-        """Write them as the JSON that the store keeps."""
-        return codec.dumps({name: getattr(self, name) for name in self.__dataclass_fields__})
-
-    def write(self, store: Datastore, uuid: str, attempt: int, cas: int | None) -> None:
-        """Write them in place of the version ``cas``; raises what a guarded write raises."""
-        if cas is None:
-            store.insert(notes_key(uuid, attempt), self.document())
-        else:
-            store.replace(notes_key(uuid, attempt), self.document(), cas)
-
-    def remove(self, store: Datastore, uuid: str, attempt: int, result: Result | None) -> None:
-        """Remove them, and all that was uploaded but the result."""
-        kept = result.blob if result is not None else None
-        for blob in self.blobs:
-            if blob != kept:
-                store.remove_blob(blob)
-        try:
-            store.remove(notes_key(uuid, attempt))
-        except NotFound:
-            return
-
-
-def change_notes(store: Datastore, uuid: str, attempt: int, change: Any) -> None:
-    """Change the notes of an attempt, again while others do."""
-    store.change(
-        notes_key(uuid, attempt),
-        lambda body: change(Notes() if body is None else Notes._read(body)).document(),
-    )
-
-
-def notes_key(uuid: str, attempt: int) -> str:
-    """Return the key of the notes of an attempt."""
-    return f"attempt:{uuid}.{attempt}"

@@ -9,6 +9,7 @@ request; they are tried in turn. ::
     report, renew       POST /jobs/{uuid}/attempts/{n}
     output              PUT  /jobs/{uuid}/attempts/{n}/data    in pieces, each kept when it is answered
     settle              POST /jobs/{uuid}/attempts/{n}/outcome
+    all of these        POST /agents/{id}/turns                what one turn of the loop says, and what is next
     hear                POST /agents                           sign of life, talkback
     commands            GET  /agents/{id}/commands?after=N     a waiting request
 """
@@ -23,10 +24,9 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
 from zerog import codec
@@ -50,7 +50,7 @@ from zerog.manager import Claimant, Claimed, Held
 from zerog.master import Heard, Registration
 from zerog.needs import NOTHING, UNSAID, Needs
 from zerog.orders import Command, Wanted
-from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Requeued, Result, Succeeded
+from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Requeued, Succeeded
 from zerog.queue.base import PENDING, Pending, Put, Queue, Reservation, TubeStats
 from zerog.record import JobRecord, Lease, State
 from zerog.registry import Registry
@@ -65,8 +65,6 @@ _WAIT, _BEYOND = 20, 10.0
 _PAUSE, _LONGEST = 0.1, 5.0
 #: Bytes of a piece of data; the last one is smaller.
 _PIECE = 1024 * 1024
-#: Requests that are under way at once for the slots of one agent.
-_AT_ONCE = 16
 #: Characters of messages that go along with a report, and numbers that the parts of a batch may have.
 _WITH_IT, _PARTS = 64 * 1024, 1000
 
@@ -193,6 +191,43 @@ class _Talk:
         return wire.ask(*arguments, **more)
 
 
+class Promise:
+    """What an agent gets from ``report`` and ``settle`` inside a step: its ``record`` is known when the step is over.
+
+    Then it is as good as the ``Held`` of a Manager; or reading it raises what was wrong.
+    """
+
+    def __init__(self, body: bytes, known: Callable[[Mapping[str, Any]], JobRecord]) -> None:
+        self.body = body
+        self._known = known
+        self._record: JobRecord | None = None
+        self._error: ZerogError | None = None
+
+    @property
+    def record(self) -> JobRecord:
+        """The job's record, as far as the agent knows it."""
+        if self._error is not None:
+            raise self._error
+        assert self._record is not None, "not before the step is over"
+        return self._record
+
+    def keep(self, view: Mapping[str, Any]) -> None:
+        """Let it come true."""
+        self._record = self._known(view)
+
+    def fail(self, error: ZerogError) -> None:
+        """Let it be broken."""
+        self._error = error
+
+
+@dataclass(slots=True)
+class _Said:
+    """What one step says."""
+
+    reports: list[Promise] = field(default_factory=list)
+    outcomes: list[Promise] = field(default_factory=list)
+
+
 class Store:
     """What of a datastore an agent asks that has none: whether it is there."""
 
@@ -221,7 +256,10 @@ class Remote:
         self.paused: frozenset[str] = frozenset()
         self.needs_in_use: Mapping[str, tuple[Needs, ...]] = {}
         self.ended_parents: deque[tuple[str, float]] = deque()
-        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="requests")
+        #: Whether the agent takes jobs, and what it was given and no slot has asked for yet.
+        self.takes = True
+        self.ready: deque[Mapping[str, Any]] = deque()
+        self._said_now: _Said | None = None
         self._said: dict[str, list[Mapping[str, Any]]] = {}
         self._dropped: dict[str, dict[str, int]] = {}
         self._drained = False
@@ -256,10 +294,47 @@ class Remote:
     def side_by_side(
         self, steps: Sequence[Callable[[], T]], then: Callable[[], Sequence[Callable[[], T]]] = lambda: ()
     ) -> list[T]:
-        """Do some steps at once, each a request; for each its result.  Raises when one of them finds no master."""
-        if len(steps) == 1:
-            return [steps[0]()]
-        return list(self._pool.map(lambda step: step(), steps))
+        """Do some steps; what they report and how attempts ended goes in one request, which also asks for what is next.
+
+        What a step got from ``report`` and ``settle`` is known when this returns.  ``StoreUnavailable`` if no master
+        takes it: then every step is done again.
+        """
+        self._said_now = _Said()
+        try:
+            done = [step() for step in steps]
+            self._send_turn(self._said_now)
+        finally:
+            self._said_now = None
+        return done
+
+    def _send_turn(self, said: _Said) -> None:
+        if not said.reports and not said.outcomes:
+            return
+        want = len(said.outcomes) if self.takes else 0
+        body = b'{"reports":[%s],"outcomes":[%s],"want":%d}' % (
+            b",".join(one.body for one in said.reports), b",".join(one.body for one in said.outcomes), want
+        )  # fmt: skip
+        status, content = self.talk.ask("POST", f"/agents/{quote(self.agent, safe='')}/turns", body)
+        self.check(status, content)
+        view = json.loads(content)
+        # Before anything can go wrong with what follows: they are the agent's now.
+        self.ready.extend(view["assignments"])
+        for name, promises in (("reports", said.reports), ("outcomes", said.outcomes)):
+            for promise, verdict in zip(promises, view[name], strict=True):
+                self._keep(promise, verdict)
+
+    def _keep(self, promise: Promise, verdict: Mapping[str, Any]) -> None:
+        """Let a promise come true, or say what is wrong with it; raises what concerns all."""
+        try:
+            if verdict["status"] >= 400:
+                self.check(verdict["status"], codec.dumps(verdict))
+            promise.keep(verdict)
+        except StoreUnavailable:
+            raise
+        except RequestError as error:
+            promise.fail(error)
+        except ZerogError as error:
+            promise.fail(error)
 
     # What a Manager does
 
@@ -351,15 +426,18 @@ class Remote:
         message: str | None = None,
         state: tuple[Any, ...] = (),
     ) -> Held:
-        """Report how an attempt goes, which also renews its lease."""
-        uuid = held.record.uuid
-        spoken = self._say(uuid, attempt, last=True)
-        body = _progress(spoken, completeness, message)
+        """Report how an attempt goes, which also renews its lease; what it returns is known after the step."""
+        record = held.record
+        spoken = self._say(record.uuid, attempt, last=True)
+        body = {"uuid": record.uuid, "attempt": attempt, **_progress(spoken, completeness, message)}
         if state:
             body["checkpoint"] = state[0]
-        _, view = self._json("POST", _attempt(uuid, attempt), body)
-        self._said_all(uuid, spoken)
-        return Held(held.record.evolve(cancel_requested=bool(view["cancelling"])), 0)
+
+        def known(view: Mapping[str, Any]) -> JobRecord:
+            self._said_all(record.uuid, spoken)
+            return record.evolve(cancel_requested=bool(view["cancelling"]))
+
+        return self._promise(codec.dumps(body), known, "reports")
 
     def settle(
         self,
@@ -370,36 +448,41 @@ class Remote:
         completeness: float | None = None,
         message: str | None = None,
     ) -> Held:
-        """Say what an attempt came to; once more is the same."""
-        uuid = held.record.uuid
-        body = {**_progress(self._say(uuid, attempt, last=True), completeness, message), **_outcome(outcome)}
+        """Say what an attempt came to; once more is the same.  What it returns is known after the step."""
+        record = held.record
+        spoken = self._say(record.uuid, attempt, last=True)
+        body = {
+            "uuid": record.uuid,
+            "attempt": attempt,
+            **_progress(spoken, completeness, message),
+            **_outcome(outcome),
+        }
         if told:
             body["told"] = True
-        data = outcome.data if isinstance(outcome, Succeeded) else None
-        view = self._settled(uuid, attempt, body, data)
-        self._dropped.pop(uuid, None)
-        record = held.record.evolve(
-            state=State(view["state"]), result_code=view["resultCode"], message=view["message"], lease=None
-        )
-        return Held(record, 0)
-
-    def _settled(self, uuid: str, attempt: int, body: dict[str, Any], data: Result | None) -> dict[str, Any]:
-        """Send an outcome, with what it returned; numbers that a request cannot carry go as the data of the attempt."""
-        path = f"{_attempt(uuid, attempt)}/outcome"
         content = codec.dumps(body)
-        inline = data.inline if data is not None else None
-        if inline is not None:
-            try:
-                status, answer = self.talk.ask("POST", path, content[:-1] + b',"data":' + inline.encode() + b"}")
-                self.check(status, answer)
-                return dict(json.loads(answer))
-            except RequestError:
-                writer = self.open_output(uuid, attempt, "application/json")
-                writer.write(inline.encode())
+        data = outcome.data if isinstance(outcome, Succeeded) else None
+        if data is not None and data.inline is not None:
+            inline = data.inline.encode()
+            if _fits(inline):
+                content = content[:-1] + b',"data":' + inline + b"}"
+            else:
+                writer = self.open_output(record.uuid, attempt, "application/json")
+                writer.write(inline)
                 writer.close()
-        status, answer = self.talk.ask("POST", path, content)
-        self.check(status, answer)
-        return dict(json.loads(answer))
+
+        def known(view: Mapping[str, Any]) -> JobRecord:
+            self._dropped.pop(record.uuid, None)
+            return record.evolve(
+                state=State(view["state"]), result_code=view["resultCode"], message=view["message"], lease=None
+            )
+
+        return self._promise(content, known, "outcomes")
+
+    def _promise(self, body: bytes, known: Callable[[Mapping[str, Any]], JobRecord], among: str) -> Held:
+        assert self._said_now is not None, "only inside a step"
+        promise = Promise(body, known)
+        getattr(self._said_now, among).append(promise)
+        return cast(Held, promise)
 
     def open_output(self, uuid: str, attempt: int, media_type: str) -> Pieces:
         """Return a writer for the output of an attempt."""
@@ -421,8 +504,7 @@ class Remote:
         return {"t": "answer", "number": question["number"], **json.loads(content)}
 
     def close_queue(self) -> None:
-        """End the requests of the slots."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Do nothing: there is none."""
 
     # What a Master does
 
@@ -471,6 +553,15 @@ class Remote:
 
 def _attempt(uuid: str, attempt: int) -> str:
     return f"/jobs/{uuid}/attempts/{attempt}"
+
+
+def _fits(inline: bytes) -> bool:
+    """Return whether a request can carry JSON as it is: numbers that are kept exactly, and no halves of characters."""
+    try:
+        codec.parse(b'{"data":' + inline + b"}")
+    except ZerogError:
+        return False
+    return True
 
 
 def _events(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -675,11 +766,19 @@ class _Poll(Queue):
         """Deal with an answer that nobody waits for any more."""
         answer.release()
 
+    def at_hand(self) -> Reservation | None:
+        """Return what is there already, if something is."""
+        return None
+
     # In the agent's loop
 
     def ask(self, tubes: Sequence[str], done: Reservation | None = None, wait: bool = True) -> None:
         with self._lock:
             self._wanted = True
+            if self._answer is None and (answer := self.at_hand()) is not None:
+                self._answer = answer
+                os.write(self._write, b"\0")
+                return
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name=type(self).__name__, daemon=True)
                 self._thread.start()
@@ -799,8 +898,19 @@ class Assignments(_Poll):
         if status == 204:
             return None
         Remote.check(status, content)
-        view = json.loads(content)
+        return self._assigned(json.loads(content))
+
+    def at_hand(self) -> Reservation | None:
+        ready = self._remote.ready
+        return self._assigned(ready.popleft()) if ready else None
+
+    def _assigned(self, view: Mapping[str, Any]) -> Assigned:
         return Assigned(view["uuid"].encode(), view, self._give_back)
+
+    def withdraw(self) -> None:
+        super().withdraw()
+        while self._remote.ready and not self._remote.takes:
+            self._give_back(self._remote.ready.popleft())
 
     def _give_back(self, view: Mapping[str, Any]) -> None:
         """Say that nothing was begun."""

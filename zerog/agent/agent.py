@@ -217,6 +217,8 @@ class Agent:
         looking = now >= self._look_at and any(slot.phase is Phase.RUNNING for slot in self._slots)
         if not slots and not looking:
             return
+        if isinstance(self._manager, Remote):
+            self._manager.takes = not self._signals and self._rest_until is None
         steps: list[tuple[Slot, Callable[[], None]]] = []
         self._ask_ahead(slots, now)
         try:
@@ -298,6 +300,8 @@ class Agent:
             call()
         except BrokenPipe:
             return  # the end of the child is heard separately
+        except Superseded:
+            slot.lost_token()
         except (QueueUnavailable, StoreUnavailable):
             raise
         except Exception as error:

@@ -20,11 +20,12 @@ from tornado.httpserver import HTTPServer
 from tornado.routing import URLSpec
 
 from zerog import views
+from zerog.attempts import Report, Settlement
 from zerog.chores import Chores
 from zerog.clock import Clock
 from zerog.exceptions import DatastoreError, UnknownJob
 from zerog.manager import Manager, Submission, Submitted
-from zerog.master import Master, Report, Settlement
+from zerog.master import Master
 from zerog.orders import Wanted
 from zerog.record import JobRecord
 from zerog.registry import Registry
@@ -43,6 +44,7 @@ from zerog.server.watcher import Watcher
 from zerog.statistics import Statistics
 from zerog.sweeper import Candidate
 from zerog.tokens import Tokens
+from zerog.turn import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ class Server:
         self._tokens = options.tokens or Tokens(manager.store, clock)
         self._lookout = _Lookout(self._tokens)
         self._master = Master(manager, self._statistics, options.heartbeat)
-        self._attempts: Lane[Report | Settlement, JobRecord] = Lane("attempts", self._master.answer_all)
+        self._attempts: Lane[Report | Settlement, JobRecord] = Lane("attempts", self._answer_attempts)
         self._reserver = Reserver(self._master, manager.open_queue)
         self._bell = Bell(self._read_orders)
         self._chores = Chores(
@@ -238,6 +240,15 @@ class Server:
         page = partial(self._manager.page, None, state, None, limit)
         found = await asyncio.get_running_loop().run_in_executor(self._pool, page)
         return [views.item(record) for record in found.items]
+
+    def _answer_attempts(self, items: Sequence[Report | Settlement]) -> list[JobRecord | Exception]:
+        """Write how attempts go and end, all in one commit; for each the job's record, or what is wrong."""
+        turn = Turn(self._master)
+        with self._manager.store.together():
+            results = [turn.answer(item) for item in items]
+            turn.write()
+        turn.after()
+        return results
 
     async def _read_orders(self, ids: Sequence[str]) -> dict[str, Wanted]:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._master.orders.wanted_of, list(ids))

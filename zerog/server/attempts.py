@@ -6,36 +6,45 @@ import asyncio
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AwareDatetime, Field
 
 from zerog import codec, views
+from zerog.attempts import Report, Settlement, Upload
 from zerog.exceptions import (
     AlreadyFinished,
+    InternalError,
     InvalidParameter,
     InvalidParameters,
     Superseded,
     TooBusy,
+    UnknownJob,
     UnknownResource,
     UnsupportedMediaType,
     ZerogError,
 )
 from zerog.job import is_media_type
 from zerog.manager import Held
-from zerog.master import Report, Settlement, Upload
 from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Requeued, Succeeded
 from zerog.questions import answered
 from zerog.record import Event, JobRecord
-from zerog.server.agents import AgentAssignments, Body, Seconds, Uuid, fault
+from zerog.server.agents import AgentAssignments, Body, OfAgent, Seconds, Uuid, fault
 from zerog.server.collection import OfJob
-from zerog.server.endpoint import BYTES, JSON, WAIT, Answer, header
-from zerog.server.reserver import Delivered, Waiting
+from zerog.server.endpoint import BYTES, JSON, NO_SUCH_JOB, WAIT, Answer, header
+from zerog.server.reserver import Delivered, Done, Round, Waiting
 
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(\*|[0-9]{1,18})", re.ASCII)
 _REASON = r"^[a-z][a-z0-9_]{0,39}$"
+
+#: What one turn may carry.
+_ITEMS = 1000
+
+AttemptNumber = Annotated[int, Field(ge=1, le=9_999_999_999)]
 
 #: Events that one request may carry, and bytes of a piece of data.
 _EVENTS = 1000
@@ -142,15 +151,14 @@ class OutcomeBody(ReportBody):
         if self.outcome == "requeued":
             check_state(self.state, "/state")
 
-    def made(self, state: Any) -> Outcome:
-        """Return the outcome; ``state`` is what a requeue without one keeps."""
+    def made(self) -> Outcome:
+        """Return the outcome."""
         error = self.error
         match self.outcome:
             case "succeeded":
                 return Succeeded(None, self.code or 200)
             case "requeued":
-                kept = self.state if "state" in self.model_fields_set else state
-                return Requeued(self.delay or 0.0, kept)
+                return Requeued(self.delay or 0.0, self.state)
             case "cancelled":
                 return Cancelled()
             case "crashed":
@@ -193,6 +201,13 @@ class AgentWork(AgentAssignments):
     headers: ClassVar = {"POST": (WAIT,)}
     problems: ClassVar = {"POST": (TooBusy,)}
 
+    async def find(self) -> None:
+        """Read the record; who asks for more is looked at where it is given."""
+        if self.request.method == "POST":
+            self.agent_id = self.id
+        else:
+            await super().find()
+
     async def post(self) -> Answer:
         """Be given the next job that fits, at once or within ``Prefer: wait``."""
         if self.request.body:
@@ -229,7 +244,7 @@ class AgentWork(AgentAssignments):
         types = principal.types if principal is not None and principal.types else None
         # Without a wait it gets a moment: the queue must be asked.
         until = self.services.clock.monotonic() + max(wait, 0.25)
-        waiting = Waiting(self.record.id, types, until, deliver)
+        waiting = Waiting(self.agent_id, types, until, deliver)
         reserver = self.services.reserver
         reserver.ask(waiting)
         self.request.when_gone.append(lambda: reserver.give_up(waiting))
@@ -242,24 +257,141 @@ class AgentWork(AgentAssignments):
         return what
 
 
+class ReportItem(ReportBody):
+    """How one of many attempts goes."""
+
+    uuid: Uuid
+    attempt: AttemptNumber
+
+
+class OutcomeItem(OutcomeBody):
+    """What one of many attempts came to."""
+
+    uuid: Uuid
+    attempt: AttemptNumber
+
+
+class TurnBody(Body):
+    """How many attempts go and end, and how many more the agent wants of what is ready."""
+
+    reports: Annotated[list[ReportItem], Field(max_length=_ITEMS)] = Field(default_factory=list)
+    outcomes: Annotated[list[OutcomeItem], Field(max_length=_ITEMS)] = Field(default_factory=list)
+    want: Annotated[int, Field(ge=0, le=_ITEMS)] = 0
+
+
+class AgentTurn(OfAgent):
+    """Much of what an agent has to say, in one request, and what comes next."""
+
+    name = "turn"
+    url = "/agents/{id}/turns"
+    role: ClassVar = {"POST": "agent"}
+    parameters: ClassVar = {"POST": TurnBody}
+    responses = {
+        "POST": {200: ("for each item a progress view or a problem, with its status; and assignments", "Turn")}
+    }
+    problems: ClassVar = {"POST": (TooBusy,)}
+
+    async def find(self) -> None:
+        """Take what the path names: the agent is read where it is written."""
+        self.agent_id = self.id
+
+    async def post(self, parameters: TurnBody) -> Answer:
+        """Report and end attempts, each as its own request would, and be given up to ``want`` that are ready now."""
+        now = self.services.clock.now()
+        if self.limited:
+            await self._check_types([*parameters.reports, *parameters.outcomes])
+        reports = [one.report(one.uuid.lower(), one.attempt, now) for one in parameters.reports]
+        outcomes = [_settlement(one, now) for one in parameters.outcomes]
+        done = await self._turn([*reports, *outcomes], parameters.want)
+        if isinstance(done, ZerogError):
+            raise done
+        if self.manager.ended_parents:
+            self.services.hurry("release")
+        shown = [_verdict(one) for one in done.results]
+        lease = self.manager.lease
+        body = {
+            "reports": shown[: len(reports)],
+            "outcomes": shown[len(reports) :],
+            "assignments": [views.given(held.record, lease) for held in done.given],
+            "href": self.request.uri,
+        }
+        answer = Answer(body, page="turn")
+        answer.undelivered = partial(self._take_back, done.given)
+        return answer
+
+    def _take_back(self, given: Sequence[Held]) -> None:
+        for held in given:
+            self.services.master.give_back(held)
+
+    async def _check_types(self, items: Sequence[ReportItem | OutcomeItem]) -> None:
+        found = await self.off_loop(self.manager.get_many, [one.uuid.lower() for one in items])
+        if any(not self.sees(record.job_type) for record in found.values()):
+            raise UnknownJob(NO_SUCH_JOB)
+
+    async def _turn(self, items: Sequence[Report | Settlement], want: int) -> Done | ZerogError:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Done | ZerogError] = loop.create_future()
+
+        def take(what: Done | ZerogError) -> None:
+            if not future.done():
+                future.set_result(what)
+
+        def deliver(what: Done | ZerogError) -> None:
+            loop.call_soon_threadsafe(take, what)
+
+        principal = self.request.principal
+        types = principal.types if principal is not None and principal.types else None
+        round = Round(self.agent_id, types, items, want, deliver)
+
+        def gone() -> None:
+            round.gone = True
+
+        self.request.when_gone.append(gone)
+        self.services.reserver.turn(round)
+        return await future
+
+
+def _settlement(body: OutcomeBody, now: float) -> Settlement:
+    """Return an outcome as it is written; ``InvalidParameters`` for what cannot be."""
+    body.check()
+    assert isinstance(body, OutcomeItem)
+    return settlement(body, body.uuid.lower(), body.attempt, now)
+
+
+def settlement(body: OutcomeBody, uuid: str, attempt: int, now: float) -> Settlement:
+    """Return an outcome as it is written.  The digest is of what was said of this attempt, and of nothing else."""
+    data = None
+    if body.outcome == "succeeded" and "data" in body.model_fields_set and body.data is not None:
+        data = json.dumps(body.data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    said = body.model_dump(mode="json", exclude_unset=True, exclude={"uuid", "attempt", "data"})
+    digest = hashlib.blake2b(codec.canonical(said) + (data or b""), digest_size=9).hexdigest()
+    keeps = body.outcome == "requeued" and "state" not in body.model_fields_set
+    return Settlement(body.report(uuid, attempt, now), body.made(), digest, body.told, data, keeps)
+
+
+def _verdict(done: JobRecord | Exception) -> dict[str, Any]:
+    if isinstance(done, JobRecord):
+        return {**views.progress(done), "status": 200}
+    error = done if isinstance(done, ZerogError) else InternalError()
+    return views.problem(error)
+
+
 class OfAttempt(OfJob):
     """Base of what lies below one attempt: finds it."""
 
+    job: str
     attempt: int
     role: ClassVar = {"POST": "agent", "PUT": "agent"}
 
     async def find(self) -> None:
-        """Read the job; an attempt that was never begun is unknown."""
-        await super().find()
+        """Take what the path names.  The job is read where the attempt is checked; here only for limited tokens."""
+        self.job = self.uuid()
         text = self.request.path["attempt"]
-        if not _ATTEMPT.fullmatch(text) or int(text) > self.record.attempt:
-            raise UnknownResource(f"job {self.record.uuid} has no such attempt")
+        if not _ATTEMPT.fullmatch(text):
+            raise UnknownResource(f"job {self.job} has no such attempt")
         self.attempt = int(text)
-
-    async def answer(self, item: Report | Settlement) -> Answer:
-        """Write something of the attempt, and show how the job is then."""
-        record = await self.services.attempts(item)
-        return Answer(views.progress(record), page="job")
+        if self.limited:
+            await super().find()
 
 
 class Attempt(OfAttempt):
@@ -273,7 +405,8 @@ class Attempt(OfAttempt):
 
     async def post(self, parameters: ReportBody) -> Answer:
         """Report progress, events and a checkpoint; that also renews the lease."""
-        return await self.answer(parameters.report(self.record.uuid, self.attempt, self.services.clock.now()))
+        report = parameters.report(self.job, self.attempt, self.services.clock.now())
+        return Answer(views.progress(await self.services.attempts(report)), page="job")
 
 
 class AttemptOutcome(OfAttempt):
@@ -289,18 +422,12 @@ class AttemptOutcome(OfAttempt):
         """Say what the attempt came to; nothing is written for it afterwards."""
         parameters.check()
         now = self.services.clock.now()
-        report = parameters.report(self.record.uuid, self.attempt, now)
-        data = None
-        if parameters.outcome == "succeeded" and "data" in parameters.model_fields_set and parameters.data is not None:
-            data = json.dumps(parameters.data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-        digest = hashlib.blake2b(codec.canonical(codec.parse(self.request.body)), digest_size=9).hexdigest()
-        made = parameters.made(self.record.job_state)
-        answer = await self.answer(Settlement(report, made, digest, parameters.told, data))
-        if self.record.needs and self.record.agent is not None:
-            self.services.reserver.poke(self.record.agent)
+        record = await self.services.attempts(settlement(parameters, self.job, self.attempt, now))
+        if record.needs and record.agent is not None:
+            self.services.reserver.poke(record.agent)
         if self.manager.ended_parents:
             self.services.hurry("release")
-        return answer
+        return Answer(views.progress(record), page="job")
 
 
 class AttemptData(OfAttempt):
@@ -331,15 +458,15 @@ class AttemptData(OfAttempt):
             raise UnsupportedMediaType("a body with a Content-Encoding is not accepted")
         text = self.request.headers.get("Content-Range")
         if text is None:
-            master, uuid = self.services.master, self.record.uuid
-            self.upload = await self.off_loop(master.upload, uuid, self.attempt, self.media_type)
+            attempts, uuid = self.services.master.attempts, self.job
+            self.upload = await self.off_loop(attempts.upload, uuid, self.attempt, self.media_type)
             return
         match = _CONTENT_RANGE.fullmatch(text.strip())
         total = None if match is None or match.group(3) == "*" else int(match.group(3))
         if match is None or (total is not None and int(match.group(2)) + 1 != total):
             raise InvalidParameter("Content-Range", "it must be bytes FIRST-LAST/TOTAL; a TOTAL ends it")
         self.piece = (int(match.group(1)), int(match.group(2)), total)
-        await self.off_loop(self.services.master.check_attempt, self.record.uuid, self.attempt)
+        await self.off_loop(self.services.master.attempts.check_attempt, self.job, self.attempt)
 
     async def receive(self, piece: bytes) -> None:
         """Take some bytes."""
@@ -362,8 +489,8 @@ class AttemptData(OfAttempt):
         first, last, total = self.piece
         if len(self.gathered) != last + 1 - first:
             raise InvalidParameter("Content-Range", f"{len(self.gathered)} bytes have come")
-        put = self.services.master.put_piece
-        await self.off_loop(put, self.record.uuid, self.attempt, self.media_type, first, bytes(self.gathered), total)
+        put = self.services.master.attempts.put_piece
+        await self.off_loop(put, self.job, self.attempt, self.media_type, first, bytes(self.gathered), total)
         return Answer(status=204)
 
     @staticmethod
@@ -401,7 +528,7 @@ class AttemptQuestions(OfAttempt):
 
     async def post(self, parameters: QuestionBody) -> Answer:
         """Answer a question of the job's code."""
-        record = await self.off_loop(self.services.master.check_attempt, self.record.uuid, self.attempt)
+        record = await self.off_loop(self.services.master.attempts.check_attempt, self.job, self.attempt)
         asked = await self.off_loop(self._answered, record, parameters)
         if isinstance(asked, bytes):
             return Answer(asked, media_type=BYTES)

@@ -33,10 +33,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from zerog import codec
+from zerog.attempts import Report, Settlement
 from zerog.clock import Clock
 from zerog.exceptions import Forbidden, InvalidParameter, UnknownJob, ZerogError
 from zerog.manager import Manager, Submission, Submitted
-from zerog.master import Master, Report, Settlement
+from zerog.master import Master
 from zerog.record import JobRecord
 from zerog.registry import Registry, read_body
 from zerog.server.lanes import Lane

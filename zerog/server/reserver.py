@@ -20,14 +20,18 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from zerog import failpoints
+from zerog.attempts import Report, Settlement
 from zerog.entries import Entries
 from zerog.exceptions import QueueUnavailable, StoreUnavailable, TooBusy, ZerogError
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimed, Drop, GiveBack, Held, Missing, Verdict
 from zerog.master import Master
 from zerog.queue.base import Queue
+from zerog.record import JobRecord
+from zerog.turn import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +66,44 @@ class Waiting:
     tubes: tuple[str, ...] = field(default=())
     looked_at: float = 0.0
     delivered: bool = False
+    #: Only what is ready now.
+    now: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a round: for each item the job's record, or what is wrong; and what the agent is given."""
+
+    results: Sequence[JobRecord | Exception]
+    given: Sequence[Held]
+
+
+@dataclass(eq=False, slots=True)
+class Round:
+    """One request that says how attempts go and end, and wants up to ``want`` of what is ready now."""
+
+    agent: str
+    types: Sequence[str] | None
+    items: Sequence[Report | Settlement]
+    want: int
+    deliver: Callable[[Done | ZerogError], None]
+    #: The places in which something may come, and how many of them are not done with.
+    places: list[Waiting] = field(default_factory=list)
+    open: int = 0
+    #: Nobody waits for it any more.
+    gone: bool = False
+    given: list[Held] = field(default_factory=list)
+    results: list[JobRecord | Exception] = field(default_factory=list)
+    written: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be written: the queue has said what there is."""
+        return not self.written and all(place.asked is None for place in self.places)
 
 
 class Reserver(threading.Thread):
-    """Hands out assignments.  ``ask``, ``give_up``, ``poke`` and ``stop`` may be called from any thread."""
+    """Hands out assignments.  All but ``run`` may be called from any thread."""
 
     def __init__(self, master: Master, open_queue: Callable[[], Queue]) -> None:
         super().__init__(name="reserver", daemon=True)
@@ -81,6 +119,9 @@ class Reserver(threading.Thread):
         self._theirs.setblocking(False)
         self._waiting: list[Waiting] = []
         self._claiming: list[Waiting] = []
+        self._rounds: list[Round] = []
+        #: What is known of agents for a moment: which tubes they may be given from, by how many places.
+        self._shares: dict[tuple[str, int], tuple[float, list[tuple[str, ...]]]] = {}
         self._free: list[Entries] = []
         self._first: Queue | None = None
         self._missing: dict[str, int] = {}
@@ -94,6 +135,10 @@ class Reserver(threading.Thread):
         """Wait for an assignment."""
         self._tell(lambda: self._take_up(waiting))
 
+    def turn(self, round: Round) -> None:
+        """Write how attempts go and end, and hand out what is ready."""
+        self._tell(lambda: self._begin_round(round))
+
     def give_up(self, waiting: Waiting) -> None:
         """Wait no longer: nobody would get what comes."""
         waiting.gone = True
@@ -101,7 +146,7 @@ class Reserver(threading.Thread):
 
     def poke(self, agent: str) -> None:
         """Look anew at what an agent may be given: something about it has changed."""
-        self._tell(lambda: self._look.add(agent))
+        self._tell(lambda: self._look_anew(agent))
 
     def stop(self) -> None:
         """Let nobody wait, and end.  May be called twice."""
@@ -117,7 +162,7 @@ class Reserver(threading.Thread):
     def run(self) -> None:
         """Hand out until ``stop``."""
         self._selector.register(self._ours, selectors.EVENT_READ, None)
-        while not self._ended or self._claiming:
+        while not self._ended or self._claiming or self._rounds:
             try:
                 self._turn()
             except Exception:
@@ -141,8 +186,9 @@ class Reserver(threading.Thread):
             self._queue_lost()
         elif now >= self._retry_at:
             self._serve(now)
-        if self._claiming and now >= self._retry_at:
-            self._claim_all()
+        ready = [one for one in self._rounds if one.ready]
+        if (self._claiming or ready) and now >= self._retry_at:
+            self._write_all(ready)
         for entries in self._free:
             if now >= entries.delete_at and not self._manager.queue_away:
                 entries.delete_done()
@@ -155,11 +201,70 @@ class Reserver(threading.Thread):
         times += [one.looked_at + _LOOK_AGAIN - now for one in self._waiting]
         times += [entries.delete_at - now for entries in self._free]
         times += [one.entries.queue.look_within() for one in self._waiting if one.asked is not None and one.entries]
+        if any(one.ready for one in self._rounds):
+            times.append(max(self._retry_at - now, 0.0))
         if self._claiming or (self._manager.queue_away and self._waiting):
             times.append(max(self._retry_at - now, 0.0) if self._claiming else _AWAY)
         if self._look:
             times.append(0.0)
         return max(0.0, min([*times, _IDLE]))
+
+    def _look_anew(self, agent: str) -> None:
+        self._look.add(agent)
+        for key in [key for key in self._shares if key[0] == agent]:
+            del self._shares[key]
+
+    def _begin_round(self, round: Round) -> None:
+        """Ask for what is ready now, one entry for each that is wanted; then it is written."""
+        self._rounds.append(round)
+        if not round.want or self._manager.queue_away or self._ended:
+            return
+        try:
+            shares = self._shares_of(round.agent, round.types, round.want)
+        except ZerogError:
+            return  # what is wrong shows itself where it is written
+        for tubes in shares:
+            if tubes and len(self._waiting) < MOST:
+                round.open += 1
+                place = Waiting(round.agent, round.types, float("inf"), partial(self._came, round), now=True)
+                place.tubes = tubes
+                place.looked_at = self._clock.monotonic()
+                round.places.append(place)
+                self._waiting.append(place)
+                self._ask(place)
+
+    def _came(self, round: Round, what: Delivered) -> None:
+        """Note what came in one of the places of a round."""
+        if isinstance(what, Held) and round.gone:
+            self._quietly(lambda: self._master.give_back(what))
+        elif isinstance(what, Held):
+            round.given.append(what)
+        round.open -= 1
+        self._finish_round(round)
+
+    def _finish_round(self, round: Round) -> None:
+        if round.written and not round.open and round in self._rounds:
+            self._rounds.remove(round)
+            round.deliver(Done(round.results, round.given))
+
+    def _shares_of(self, agent: str, types: Sequence[str] | None, count: int) -> list[tuple[str, ...]]:
+        """Return the tubes for some places of an agent; what was known a moment ago still holds if nobody said else."""
+        key = (agent, count)
+        now = self._clock.monotonic()
+        known = self._shares.get(key)
+        if types is None and known is not None and now < known[0]:
+            return known[1]
+        found = self._master.shares_of(agent, types, count)
+        if types is None and not self._manager.needs_in_use and not self._has_needs():
+            if len(self._shares) > MOST:
+                self._shares.clear()
+            self._shares[key] = (now + _AWAY, found)
+        return found
+
+    def _has_needs(self) -> bool:
+        """Return whether a job type has needs: then what an agent may be given depends on what it holds."""
+        registry = self._manager.registry
+        return any(registry.policy(name).needs for name in registry.names)
 
     def _take_up(self, waiting: Waiting) -> None:
         if self._ended:
@@ -193,7 +298,8 @@ class Reserver(threading.Thread):
         """Let each that waits ask for what its agent has room for."""
         of_agent: dict[str, list[Waiting]] = defaultdict(list)
         for one in self._waiting:
-            of_agent[one.agent].append(one)
+            if not one.now:
+                of_agent[one.agent].append(one)
         due = {one.agent for one in self._waiting if now >= one.looked_at + _LOOK_AGAIN} | self._look
         self._look.clear()
         for agent in due:
@@ -205,7 +311,7 @@ class Reserver(threading.Thread):
 
     def _serve_agent(self, several: Sequence[Waiting], now: float) -> None:
         try:
-            shares = self._master.shares_of(several[0].agent, several[0].types, len(several))
+            shares = self._shares_of(several[0].agent, several[0].types, len(several))
         except ZerogError as error:
             for one in several:
                 self._withdraw(one)
@@ -224,7 +330,10 @@ class Reserver(threading.Thread):
         waiting.entries = waiting.entries or self._connection()
         waiting.entries.tubes = waiting.tubes
         try:
-            waiting.entries.ask()
+            if waiting.now:
+                waiting.entries.ask_now()
+            else:
+                waiting.entries.ask()
             self._register(waiting)
             self._on_queue(waiting)
         except QueueUnavailable as error:
@@ -273,6 +382,9 @@ class Reserver(threading.Thread):
             self._away(error)
             return
         self._unregister(waiting)
+        if waiting.entries.current is None and waiting.now:
+            self._finish(waiting, None)
+            return
         if waiting.entries.current is None:
             self._look.add(waiting.agent)
             waiting.tubes = ()
@@ -287,34 +399,66 @@ class Reserver(threading.Thread):
         self._queue_lost()
 
     def _queue_lost(self) -> None:
-        for one in self._waiting:
-            if one.asked is not None:
+        for one in [one for one in self._waiting if one.asked is not None or one.now]:
+            if one not in self._claiming:
                 self._withdraw(one)
                 one.tubes = ()
+                if one.now:
+                    self._finish(one, None)
         self._look.update(one.agent for one in self._waiting)
 
     # Claiming
 
-    def _claim_all(self) -> None:
-        """Claim all that has come, in one commit; when the store is away it is tried again, under the same names."""
+    def _write_all(self, rounds: Sequence[Round]) -> None:
+        """Claim all that has come, and write what rounds say, in one commit.
+
+        When the store is away it is tried again, under the same names: what was written is found so.
+        """
         claiming = list(self._claiming)
+        turn = Turn(self._master)
         try:
             with self._manager.store.together():
-                verdicts = [self._claim(one) for one in claiming]
+                results = [[turn.answer(item) for item in one.items] for one in rounds]
+                verdicts = [self._claim(turn, one) for one in claiming]
+                turn.write()
         except StoreUnavailable as error:
-            self._watch.silence()
-            self._retry_at = self._clock.monotonic() + _AWAY
-            logger.warning("assignments wait: store away: %s", error)
+            self._wait_for_store(error, rounds)
             return
         self._claiming.clear()
-        for one, verdict in zip(claiming, verdicts, strict=True):
-            self._settle(one, verdict)
+        for one, done in zip(rounds, results, strict=True):
+            one.results, one.written = done, True
+        for place, verdict in zip(claiming, verdicts, strict=True):
+            self._settle(place, turn.refused.get(self._uuid(place), verdict))
+        for one in rounds:
+            self._finish_round(one)
+        self._after(turn)
 
-    def _claim(self, waiting: Waiting) -> Verdict | ZerogError:
+    def _after(self, turn: Turn) -> None:
+        try:
+            turn.after()
+        except ZerogError as error:
+            logger.warning("entries are left to the sweep: %s", error)
+
+    def _wait_for_store(self, error: StoreUnavailable, rounds: Sequence[Round]) -> None:
+        """Try again in a moment; who has said something may say it again elsewhere."""
+        self._watch.silence()
+        self._retry_at = self._clock.monotonic() + _AWAY
+        logger.warning("assignments wait: store away: %s", error)
+        for one in rounds:
+            if not one.open:
+                self._rounds.remove(one)
+                one.deliver(error)
+
+    @staticmethod
+    def _uuid(waiting: Waiting) -> str:
+        assert waiting.entries is not None and waiting.entries.current is not None
+        return waiting.entries.current.body.decode()
+
+    def _claim(self, turn: Turn, waiting: Waiting) -> Verdict | ZerogError:
         assert waiting.entries is not None and waiting.entries.current is not None
         reservation = waiting.entries.current
         try:
-            return self._master.take(waiting.agent, reservation.body.decode(), waiting.claim, self._watch, reservation)
+            return turn.take(waiting.agent, self._uuid(waiting), waiting.claim, self._watch, reservation)
         except StoreUnavailable:
             raise
         except ZerogError as error:
@@ -323,7 +467,7 @@ class Reserver(threading.Thread):
     def _settle(self, waiting: Waiting, verdict: Verdict | ZerogError) -> None:
         entries = waiting.entries
         assert entries is not None and entries.current is not None
-        uuid = entries.current.body.decode()
+        uuid = self._uuid(waiting)
         waiting.tubes = ()
         match verdict:
             case Claimed(held=held):
@@ -341,6 +485,8 @@ class Reserver(threading.Thread):
             case ZerogError():
                 entries.give_back(_AWAY, None)
                 self._finish(waiting, verdict)
+        if waiting.now:
+            self._finish(waiting, None)
         self._look.add(waiting.agent)
 
     def _deliver(self, waiting: Waiting, held: Held) -> None:
@@ -349,7 +495,8 @@ class Reserver(threading.Thread):
             self._finish(waiting, None)
         else:
             self._finish(waiting, held)
-        self._look.add(waiting.agent)
+        if held.record.needs:
+            self._look_anew(waiting.agent)
 
     def _missed(self, entries: Entries, uuid: str) -> None:
         looks = self._missing.get(uuid, 0) + 1

@@ -50,6 +50,7 @@ ENDPOINTS: tuple[type[Endpoint], ...] = (
     commands.ManyCommands,  # before the next one, whose pattern covers it
     agents.Agent,
     attempts.AgentWork,
+    attempts.AgentTurn,
     commands.AgentCommands,
     commands.AgentCommand,
     agents.AgentJobs,

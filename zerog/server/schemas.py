@@ -114,5 +114,12 @@ def of_agents() -> dict[str, Any]:
         "AgentExceptions": _page(_EXCEPTION),
         "Command": command,
         "Commands": _page(command),
+        "Turn": _object(
+            {
+                **{name: {"type": "array", "items": {"type": "object"}} for name in ("reports", "outcomes")},
+                "assignments": {"type": "array", "items": _object(given)},
+                "href": _HREF,
+            }
+        ),
         "Answer": {"type": "object"},
     }
