@@ -279,7 +279,7 @@ class _Way:
     queue: Queue
     commands: Queue
     superior: Superior
-    answered: Callable[[JobRecord, dict[str, Any]], Message]
+    answered: Callable[[JobRecord, dict[str, Any]], Message | Callable[[], Message]]
     rounds: MakeRounds
 
 

@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
@@ -37,7 +38,6 @@ from zerog.exceptions import (
     BadSetting,
     BodyTooLarge,
     QueueError,
-    RequestError,
     StoreUnavailable,
     Superseded,
     UnknownAgent,
@@ -221,11 +221,21 @@ class Promise:
 
 
 @dataclass(slots=True)
-class _Said:
-    """What one step says."""
+class Flight:
+    """What some steps want to say: requests that come first, how attempts go, and how they ended."""
 
+    first: list[Callable[[], None]] = field(default_factory=list)
     reports: list[Promise] = field(default_factory=list)
     outcomes: list[Promise] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.first or self.reports or self.outcomes)
+
+    def add(self, other: Flight) -> None:
+        """Take along what another step wants to say."""
+        self.first += other.first
+        self.reports += other.reports
+        self.outcomes += other.outcomes
 
 
 class Store:
@@ -259,7 +269,7 @@ class Remote:
         #: Whether the agent takes jobs, and what it was given and no slot has asked for yet.
         self.takes = True
         self.ready: deque[Mapping[str, Any]] = deque()
-        self._said_now: _Said | None = None
+        self._flight: Flight | None = None
         self._said: dict[str, list[Mapping[str, Any]]] = {}
         self._dropped: dict[str, dict[str, int]] = {}
         self._drained = False
@@ -291,35 +301,35 @@ class Remote:
             raise StoreUnavailable(f"the master answered {status}: {error.detail}")
         raise error
 
-    def side_by_side(
-        self, steps: Sequence[Callable[[], T]], then: Callable[[], Sequence[Callable[[], T]]] = lambda: ()
-    ) -> list[T]:
-        """Do some steps; what they report and how attempts ended goes in one request, which also asks for what is next.
-
-        What a step got from ``report`` and ``settle`` is known when this returns.  ``StoreUnavailable`` if no master
-        takes it: then every step is done again.
-        """
-        self._said_now = _Said()
+    def gather(self, step: Callable[[], T]) -> tuple[T, Flight | None]:
+        """Do a step; returns what it returned, and what it wants to say, if anything.  No request is sent."""
+        flight = self._flight = Flight()
         try:
-            done = [step() for step in steps]
-            self._send_turn(self._said_now)
+            return step(), flight if flight else None
         finally:
-            self._said_now = None
-        return done
+            self._flight = None
 
-    def _send_turn(self, said: _Said) -> None:
-        if not said.reports and not said.outcomes:
+    def send(self, flight: Flight) -> None:
+        """Send what some steps want to say, and ask for what is next; waits for a master, and is no part of the loop.
+
+        What the steps got from ``report`` and ``settle`` is known when this returns.  ``StoreUnavailable`` if no master
+        takes it: then every step is to be done again.
+        """
+        for request in flight.first:
+            request()
+        if not flight.reports and not flight.outcomes:
             return
-        want = len(said.outcomes) if self.takes else 0
         body = b'{"reports":[%s],"outcomes":[%s],"want":%d}' % (
-            b",".join(one.body for one in said.reports), b",".join(one.body for one in said.outcomes), want
-        )  # fmt: skip
+            b",".join(one.body for one in flight.reports),
+            b",".join(one.body for one in flight.outcomes),
+            len(flight.outcomes) if self.takes else 0,
+        )
         status, content = self.talk.ask("POST", f"/agents/{quote(self.agent, safe='')}/turns", body)
         self.check(status, content)
         view = json.loads(content)
         # Before anything can go wrong with what follows: they are the agent's now.
         self.ready.extend(view["assignments"])
-        for name, promises in (("reports", said.reports), ("outcomes", said.outcomes)):
+        for name, promises in (("reports", flight.reports), ("outcomes", flight.outcomes)):
             for promise, verdict in zip(promises, view[name], strict=True):
                 self._keep(promise, verdict)
 
@@ -331,8 +341,6 @@ class Remote:
             promise.keep(verdict)
         except StoreUnavailable:
             raise
-        except RequestError as error:
-            promise.fail(error)
         except ZerogError as error:
             promise.fail(error)
 
@@ -382,20 +390,20 @@ class Remote:
     def drop_events(self, uuid: str, number: int, keep: int = 0) -> None:
         """Do nothing: the master keeps the caps."""
 
-    def _say(self, uuid: str, attempt: int, last: bool) -> dict[str, Any]:
-        """Send what an attempt has said, but for the last batch, which is returned as members of a report."""
+    def _say(self, uuid: str, attempt: int) -> dict[str, Any]:
+        """Let go what an attempt has said, but for the last batch, which is returned as members of a report."""
         batches = self._said.pop(uuid, [])
         if not batches:
             return {}
         total = batches[-1]["dropped"]
         known = self._dropped.get(uuid, {"events": 0, "bytes": 0})
         dropped = {name: total[name] - known[name] for name in known}
+        flight = self._in_flight
         for batch in batches[:-1]:
-            self._send(uuid, attempt, batch["batch"] * _PARTS, _events(batch))
+            flight.first.append(partial(self._send, uuid, attempt, batch["batch"] * _PARTS, _events(batch)))
         events = _events(batches[-1])
-        size = sum(len(one["message"]) for one in events)
-        if not last or size > _WITH_IT:
-            self._send(uuid, attempt, batches[-1]["batch"] * _PARTS, events)
+        if sum(len(one["message"]) for one in events) > _WITH_IT:
+            flight.first.append(partial(self._send, uuid, attempt, batches[-1]["batch"] * _PARTS, events))
             events = []
         # A number of its own: it may be that those before it were written, and this one was not.
         return {"events": events, "batch": batches[-1]["batch"] * _PARTS + _PARTS - 1, "dropped": dropped}
@@ -428,7 +436,7 @@ class Remote:
     ) -> Held:
         """Report how an attempt goes, which also renews its lease; what it returns is known after the step."""
         record = held.record
-        spoken = self._say(record.uuid, attempt, last=True)
+        spoken = self._say(record.uuid, attempt)
         body = {"uuid": record.uuid, "attempt": attempt, **_progress(spoken, completeness, message)}
         if state:
             body["checkpoint"] = state[0]
@@ -450,7 +458,7 @@ class Remote:
     ) -> Held:
         """Say what an attempt came to; once more is the same.  What it returns is known after the step."""
         record = held.record
-        spoken = self._say(record.uuid, attempt, last=True)
+        spoken = self._say(record.uuid, attempt)
         body = {
             "uuid": record.uuid,
             "attempt": attempt,
@@ -479,17 +487,25 @@ class Remote:
         return self._promise(content, known, "outcomes")
 
     def _promise(self, body: bytes, known: Callable[[Mapping[str, Any]], JobRecord], among: str) -> Held:
-        assert self._said_now is not None, "only inside a step"
         promise = Promise(body, known)
-        getattr(self._said_now, among).append(promise)
+        getattr(self._in_flight, among).append(promise)
         return cast(Held, promise)
+
+    @property
+    def _in_flight(self) -> Flight:
+        assert self._flight is not None, "only inside a step"
+        return self._flight
 
     def open_output(self, uuid: str, attempt: int, media_type: str) -> Pieces:
         """Return a writer for the output of an attempt."""
         return Pieces(self, uuid, attempt, media_type)
 
-    def answered(self, record: JobRecord, question: Mapping[str, Any]) -> dict[str, Any] | bytes:
-        """Return the answer to what a running job asks."""
+    def upload(self, path: str, data: bytes, headers: Mapping[str, str]) -> None:
+        """Let a piece of data go, before what the step says."""
+        self._in_flight.first.append(lambda: self.check(*self.talk.ask("PUT", path, data, headers)))
+
+    def answered(self, record: JobRecord, question: Mapping[str, Any]) -> Callable[[], dict[str, Any] | bytes]:
+        """Return what gives, after the step, the answer to what a running job asks."""
         asked = {"question": question["t"]}
         for name in ("uuid", "start", "topic", "key"):
             if question.get(name) is not None:
@@ -497,11 +513,18 @@ class Remote:
         if question["t"] == "publish":
             asked["value"] = json.loads(question["value"])
         path = f"{_attempt(record.uuid, record.attempt)}/questions"
-        status, content = self.talk.ask("POST", path, codec.dumps(asked))
-        self.check(status, content)
-        if question["t"] == "read" and not content.startswith(b'{"error"'):
-            return content
-        return {"t": "answer", "number": question["number"], **json.loads(content)}
+        found: list[dict[str, Any] | bytes] = []
+
+        def ask() -> None:
+            status, content = self.talk.ask("POST", path, codec.dumps(asked))
+            self.check(status, content)
+            if question["t"] == "read" and not content.startswith(b'{"error"'):
+                found.append(content)
+            else:
+                found.append({"t": "answer", "number": question["number"], **json.loads(content)})
+
+        self._in_flight.first.append(ask)
+        return lambda: found[0]
 
     def close_queue(self) -> None:
         """Do nothing: there is none."""
@@ -667,7 +690,7 @@ class Pieces:
         if data:
             headers["Content-Range"] = f"bytes {self._sent}-{self._sent + len(data) - 1}/{total}"
         path = f"{_attempt(self._uuid, self._attempt)}/data"
-        self._remote.check(*self._remote.talk.ask("PUT", path, data, headers))
+        self._remote.upload(path, data, headers)
 
 
 @dataclass(eq=False, slots=True)

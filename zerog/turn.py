@@ -11,6 +11,7 @@ from zerog.fleet import LOG_FAILURES, LOG_JOBS, AgentRecord, Assignment
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimant, Claimed, GiveBack, Held, Verdict
 from zerog.master import Ended, Master, room_of, word_of
+from zerog.orders import Wanted
 from zerog.outcome import GivenBack
 from zerog.queue.base import Reservation
 from zerog.record import JobRecord, State
@@ -79,7 +80,8 @@ class Turn:
         # What was given back has not ended here: it goes on elsewhere.
         counted = [one for one in ended if one.outcome != "givenBack"]
         failed = [one for one in counted if one.failed]
-        wanted = self._master.wanted(id) if begun else None
+        # What needs nothing was given from what was seen a moment ago; a command that came since is heard soon enough.
+        wanted = self._master.wanted(id) if any(one.needs for one, _ in begun) else Wanted()
         refused: list[Held] = []
 
         def change(before: AgentRecord | None) -> AgentRecord | None:
@@ -97,10 +99,10 @@ class Turn:
             )
             for assignment, held in begun:
                 known = assignment in after.assignments
-                takes = wanted is not None and before.state == "running" and not wanted.drained
+                takes = before.state == "running" and not wanted.drained
                 if known:
                     continue
-                if wanted is None or not takes or not room_of(after, wanted).fit(assignment.needs):
+                if not takes or not room_of(after, wanted).fit(assignment.needs):
                     refused.append(held)
                     continue
                 after = replace(after, assignments=(*after.assignments, assignment))

@@ -22,6 +22,7 @@ from zerog import failpoints
 from zerog.agent.attempt import Terms
 from zerog.agent.commands import Commands
 from zerog.agent.family import adopt_orphans, end_orphans
+from zerog.agent.flights import Flights
 from zerog.agent.heartbeat import Heartbeat, Superior
 from zerog.agent.keeper import Keeper
 from zerog.agent.pipe import BrokenPipe
@@ -92,6 +93,7 @@ class Agent:
         queues = [queue, *(queue.another() for _ in range(slots - 1))]
         self._slots = [Slot(manager, one, clock, self._watch, terms) for one in queues]
         self._selector = selectors.DefaultSelector()
+        self._flights = Flights(manager, self._wake) if isinstance(manager, Remote) else None
         self._commands = Commands(commands, manager.agent_tube(terms.agent), self._selector, self._on_command)
         self._heartbeat = Heartbeat(superior, registration, terms, clock, usage)
         self._orders = Standing(superior, terms.agent)
@@ -160,6 +162,7 @@ class Agent:
         if self._lonely(now):
             self._hear(_SIBLING)
             now = self._clock.monotonic()
+        self._land()
         self._obey(now)
         if self._signals:
             self._advance_drain(now)
@@ -188,8 +191,10 @@ class Agent:
 
     def _timeout(self) -> float:
         now = self._clock.monotonic()
+        # What has to wait for a flight to land is woken by that.
+        least = self._flights.least() if self._flights is not None else 0.0
         if not self._store_away and any(self._at_once(slot, now) for slot in self._slots):
-            return 0.0
+            return least
         times = [slot.next_time(self._store_away) - now for slot in self._slots]
         times += [slot.entries.queue.look_within() for slot in self._asked]
         if not self._manager.queue_away:
@@ -199,7 +204,7 @@ class Agent:
             times.append(self._look_at - now)
         if not self._signals and any(slot.child is None for slot in self._slots):
             times.append(self._start_after - now)
-        return max(0.0, min(times))
+        return max(least, min(times))
 
     def _at_once(self, slot: Slot, now: float) -> bool:
         """Return whether a slot has something to do that no event will announce."""
@@ -217,8 +222,14 @@ class Agent:
         looking = now >= self._look_at and any(slot.phase is Phase.RUNNING for slot in self._slots)
         if not slots and not looking:
             return
-        if isinstance(self._manager, Remote):
-            self._manager.takes = not self._signals and self._rest_until is None
+        if self._flights is not None:
+            self._flights.takes = not self._signals and self._rest_until is None
+            if self._flights.holds(slots, self._slots, now):
+                slots = [slot for slot in slots if slot.claims]
+            self._flights.begin(slots, lambda slot: self._step(slot, slot.step, now), self._follow)
+            for slot in self._slots:
+                slot.say_ended()
+            return
         steps: list[tuple[Slot, Callable[[], None]]] = []
         self._ask_ahead(slots, now)
         try:
@@ -244,10 +255,22 @@ class Agent:
         def step(slot: Slot, what: Callable[[float], Callable[[], None]]) -> tuple[Slot, Callable[[], None]]:
             return slot, self._step(slot, what, now)
 
+        assert isinstance(self._manager, Manager)
         return self._manager.side_by_side(
             [partial(step, slot, slot.step) for slot in slots],
             lambda: [partial(step, slot, slot.step_ahead) for slot in self._ahead(slots)],
         )
+
+    def _follow(self, slot: Slot, followup: Callable[[], None]) -> None:
+        """Do what had to wait until what a step wrote is known."""
+        self._guard_slot(slot, followup)
+
+    def _land(self) -> None:
+        """Hear what became of what was on its way to a master."""
+        if self._flights is not None:
+            error = self._flights.land(self._follow)
+            if error is not None:
+                self._store_lost(error)
 
     def _ask_ahead(self, slots: list[Slot], now: float) -> None:
         """Ask for the next jobs of slots whose last ones have ended, or are about to."""
@@ -731,6 +754,8 @@ class Agent:
         for child in self._spares:
             self._close_child(child)
         self._keeper.close()
+        if self._flights is not None:
+            self._flights.close()
         self._chores.join(self._terms.grace)
         self._manager.close_queue()
         signal.set_wakeup_fd(-1)

@@ -52,7 +52,7 @@ class Terms:
     statistics: Statistics
     account: Account
     #: Answers what a running job asks.
-    answered: Callable[[JobRecord, dict[str, Any]], Message]
+    answered: Callable[[JobRecord, dict[str, Any]], Message | Callable[[], Message]]
 
     @property
     def claimant(self) -> Claimant:

@@ -97,6 +97,8 @@ class Slot:
         #: Whether the claim of this name may be written: then only the record can say whose the job is.
         self._claim_tried = False
         self.draining = False
+        #: Whether what its last step said is on its way to a master: until that is known there is no other step.
+        self.in_flight = False
 
     # Waiting for work
 
@@ -185,10 +187,25 @@ class Slot:
             and now - attempt.started < _SHORT
         )
 
+    @property
+    def idle(self) -> bool:
+        """Whether it could take a job now."""
+        return self.phase in (Phase.IDLE, Phase.WAITING) and self._has_child
+
+    def says_soon(self, now: float, short: float) -> bool:
+        """Return whether it is about to say how a job ended that takes no longer than ``short`` seconds."""
+        if self.phase is Phase.CLAIMING:
+            return self._has_child
+        attempt = self.attempt
+        young = self.phase is Phase.RUNNING and attempt is not None and now - attempt.started < short
+        return young and self._last_run < short
+
     # What needs the store
 
     def wants_store(self, now: float) -> bool:
         """Return whether ``step`` has something to do."""
+        if self.in_flight:
+            return False
         match self.phase:
             case Phase.CLAIMING:
                 return self._has_child or self._claim_tried
@@ -201,6 +218,11 @@ class Slot:
                 attempt = self.attempt
                 return bool(attempt.waiting_output or attempt.question) or attempt.report_due(now)
         return False
+
+    @property
+    def claims(self) -> bool:
+        """Whether its next step takes up what came."""
+        return self.phase is Phase.CLAIMING
 
     def step(self, now: float) -> Callable[[], None]:
         """Do one thing with the store; what is returned must be called once that is committed."""
@@ -290,17 +312,18 @@ class Slot:
         attempt = self.attempt
         assert attempt is not None
         self._confirm_attempt(attempt)
-        output = attempt.stored_output() if attempt.waiting_output else None
+        waiting = len(attempt.waiting_output)
+        output = attempt.stored_output() if waiting else None
         question = attempt.question
         answer = self.terms.answered(attempt.held.record, question) if question is not None else None
 
         def stored() -> None:
             if output is not None:
                 attempt.output = output
-                attempt.waiting_output.clear()
+                del attempt.waiting_output[:waiting]  # more may have come meanwhile
             if answer is not None and self.child is not None:
                 attempt.question = None
-                self.child.pipe.send(answer)
+                self.child.pipe.send(answer() if callable(answer) else answer)
 
         if not attempt.report_due(now):
             return stored
@@ -313,7 +336,9 @@ class Slot:
             stored()
             attempt.held = held
             attempt.recorder.confirm()
-            attempt.completeness = attempt.message = None
+            # More may have come meanwhile.
+            attempt.completeness = None if attempt.completeness == completeness else attempt.completeness
+            attempt.message = None if attempt.message == message else attempt.message
             attempt.write_at = now + WRITE_EVERY
             attempt.renew_at = now + attempt.lease / 3
             attempt.sure_until = now + attempt.lease / 2
@@ -663,7 +688,7 @@ class Slot:
         attempt = self.attempt
         if self.phase is not Phase.RUNNING or attempt is None:
             return min(times)
-        if not store_away and not self.token_lost:
+        if not store_away and not self.token_lost and not self.in_flight:
             times.append(attempt.renew_at)
             if attempt.dirty:
                 times.append(attempt.write_at)

@@ -363,8 +363,8 @@ def settlement(body: OutcomeBody, uuid: str, attempt: int, now: float) -> Settle
     data = None
     if body.outcome == "succeeded" and "data" in body.model_fields_set and body.data is not None:
         data = json.dumps(body.data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    said = body.model_dump(mode="json", exclude_unset=True, exclude={"uuid", "attempt", "data"})
-    digest = hashlib.blake2b(codec.canonical(said) + (data or b""), digest_size=9).hexdigest()
+    said = [getattr(body, name) for name in OutcomeBody.model_fields if name != "data"]
+    digest = hashlib.blake2b(repr((said, data)).encode("utf-8", "replace"), digest_size=9).hexdigest()
     keeps = body.outcome == "requeued" and "state" not in body.model_fields_set
     return Settlement(body.report(uuid, attempt, now), body.made(), digest, body.told, data, keeps)
 

@@ -223,15 +223,25 @@ class Reserver(threading.Thread):
             shares = self._shares_of(round.agent, round.types, round.want)
         except ZerogError:
             return  # what is wrong shows itself where it is written
-        for tubes in shares:
-            if tubes and len(self._waiting) < MOST:
-                round.open += 1
-                place = Waiting(round.agent, round.types, float("inf"), partial(self._came, round), now=True)
-                place.tubes = tubes
-                place.looked_at = self._clock.monotonic()
-                round.places.append(place)
-                self._waiting.append(place)
-                self._ask(place)
+        places = [
+            Waiting(round.agent, round.types, float("inf"), partial(self._came, round), tubes=tubes, now=True)
+            for tubes in shares
+            if tubes
+        ][: max(0, MOST - len(self._waiting))]
+        round.places, round.open = places, len(places)
+        self._waiting += places
+        for place in places:
+            place.looked_at = self._clock.monotonic()
+            place.entries = self._connection()
+        if places and places[0].entries is not None:
+            try:
+                with places[0].entries.queue.together():
+                    for place in places:
+                        self._ask(place)
+            except QueueUnavailable as error:
+                self._away(error)
+        for place in places:
+            self._on_queue(place)
 
     def _came(self, round: Round, what: Delivered) -> None:
         """Note what came in one of the places of a round."""
@@ -335,7 +345,8 @@ class Reserver(threading.Thread):
             else:
                 waiting.entries.ask()
             self._register(waiting)
-            self._on_queue(waiting)
+            if not waiting.now:
+                self._on_queue(waiting)
         except QueueUnavailable as error:
             self._away(error)
 
