@@ -77,10 +77,11 @@ def _endpoints() -> Iterator[str]:
             roles = " or ".join(f"``{role}``" for role in endpoint.needed_roles(method))
             role = "nobody's token is needed" if endpoint.public else f"role {roles}"
             yield f"    * {role}; offers {', '.join(f'``{one}``' for one in endpoint.offers)}"
-            for parameter in endpoint.parameters.get(method, ()):
+            for parameter in endpoint.query_parameters(method):
                 yield f"    * query ``{parameter.name}``: {parameter.description}"
-            if method in endpoint.bodies:
-                yield from _members(endpoint.bodies[method])
+            body = endpoint.bodies.get(method) or endpoint.model(method)
+            if body is not None:
+                yield from _members(body)
             for status, (meaning, _) in endpoint.responses.get(method, {}).items():
                 yield f"    * {status}: {meaning}"
             said = _WITH_BODY if endpoint.reads_json(method) else _EVERYWHERE if method == "GET" else _CHANGING
@@ -98,7 +99,7 @@ def _problems(found: Problems, said: Problems, start: str) -> Iterator[str]:
 def _members(body: type[BaseModel]) -> Iterator[str]:
     required = body.model_json_schema().get("required", ())
     for name, member in body.model_json_schema()["properties"].items():
-        kinds = [one.get("type", "") for one in member.get("anyOf", [member])]
+        kinds = [one.get("type", "object") for one in member.get("anyOf", [member])] if name != "data" else ["JSON"]
         words = [" or ".join(kinds) if "enum" not in member else " or ".join(member["enum"])]
         words += [f"{word} {member[key]:,}" for key, word in _BOUNDS.items() if key in member]
         words.append("required" if name in required else f"default {json.dumps(member.get('default'))}")

@@ -32,6 +32,7 @@ class Deployment:
         beanstalkd: Beanstalkd | None = None,
         couchbase: CouchbaseServer | None = None,
         applications: str = "workers.examples,tests",
+        http: bool = bool(os.environ.get("TESTS_HTTP")),
         **settings: Any,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,6 +40,7 @@ class Deployment:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.beanstalkd = beanstalkd
+        self.http = http
         values = {"lease": "3", "sweep": "1", "grace": "1", "slots": "2", "applications": applications, **settings}
         values["port"] = str(self.port)
         if store == "couchbase":
@@ -75,7 +77,9 @@ class Deployment:
         return self.server
 
     def start_agent(self, **settings: Any) -> Process:
-        """Start one more agent."""
+        """Start one more agent; with ``http`` it speaks HTTP alone."""
+        if settings.pop("http", self.http):
+            settings.setdefault("master", self.url)
         agent = self._start("worker", **settings)
         self.agents.append(agent)
         return agent

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from zerog import config
 from zerog.client import Api
 from zerog.codec import printable
 from zerog.config import SETTINGS, Settings
-from zerog.console import EXIT, as_values, follow_to_end, print_rows, safe
+from zerog.console import AGENT_TITLES, EXIT, agent_row, as_values, follow_to_end, print_rows, safe, show_live
 from zerog.exceptions import ConfigurationError, ServerUnreachable, ZerogError
 
 _EXIT_REFUSED = 4
+#: Seconds between two looks at an agent that is waited for, and for which its server is waited for meanwhile.
+_LOOK_EVERY, _FOLLOWED = 0.2, 60.0
 #: Seconds for which a command tries to reach its server; one that follows a job has more.
 _PATIENCE = 1.0
 #: Where ``--ca`` waits until a command makes its client.
@@ -564,6 +566,137 @@ def queue_resume(job_type: str, as_json: bool, server: str | None, token: str | 
     """Let the jobs of a type run again."""
     view = _client(server, token).resume(job_type)
     click.echo(json.dumps(view) if as_json else f"{job_type} is not paused")
+
+
+@main.command("agents")
+@click.option(
+    "--state",
+    type=click.Choice(["running", "draining", "drained", "retired", "offline"]),
+    help="only agents in this state",
+)
+@click.option("--type", "job_type", help="only agents that serve this type")
+@click.option("--once", is_flag=True, help="show them once and end, also on a terminal")
+@over_http
+def list_agents(
+    state: str | None, job_type: str | None, once: bool, as_json: bool, server: str | None, token: str | None
+) -> None:
+    """Show the agents: what they do, have and use.  On a terminal until Ctrl-C."""
+    client = _client(server, token)
+    if as_json:
+        click.echo(json.dumps(client.agents(state, job_type)))
+    elif once or not sys.stdout.isatty():
+        print_rows(AGENT_TITLES, [agent_row(one) for one in client.agents(state, job_type)])
+    else:
+        show_live(lambda: [agent_row(one) for one in client.agents(state, job_type)], AGENT_TITLES)
+
+
+@main.group("agent", cls=_Group)
+def one_agent() -> None:
+    """Look at one agent, and tell it what to do."""
+
+
+@one_agent.command("show")
+@click.argument("name")
+@over_http
+def agent_show(name: str, as_json: bool, server: str | None, token: str | None) -> None:
+    """Show all that is known of an agent."""
+    _print_view(_client(server, token).agent(name), as_json)
+
+
+@one_agent.command("jobs")
+@click.argument("name")
+@over_http
+def agent_jobs(name: str, as_json: bool, server: str | None, token: str | None) -> None:
+    """Show what an agent runs now."""
+    items = _client(server, token).assignments(name)
+    if as_json:
+        click.echo(json.dumps(items))
+        return
+    print_rows(("JOB", "ATTEMPT", "SINCE"), [(_uuid_of(i["job"]), str(i["attempt"]), i["since"]) for i in items])
+
+
+def _tell(name: str, summary: str, reached: Sequence[str] = ()) -> None:
+    """Make the command that gives an agent a command without members."""
+
+    @one_agent.command(name, help=summary)
+    @click.argument("agent", metavar="NAME")
+    @click.option("--wait", is_flag=True, help="wait until it has")
+    @over_http
+    def command(agent: str, wait: bool, as_json: bool, server: str | None, token: str | None) -> None:
+        client = _client(server, token)
+        before = client.agent(agent)["instance"]
+        view = client.command(agent, name)
+        if wait:
+            view = _wait_for_agent(client, agent, view, reached, before if name == "restart" else None)
+        click.echo(json.dumps(view) if as_json else f"{name}: {view['state']}")
+
+
+def _wait_for_agent(
+    client: Api, agent: str, view: dict[str, Any], reached: Sequence[str], former: str | None
+) -> dict[str, Any]:
+    """Wait until an agent has done what it was told, and is in one of some states; returns the command.
+
+    ``former`` is the instance that it is not to be any more.
+    """
+    client.patience = _FOLLOWED
+    while view["state"] == "pending":
+        time.sleep(_LOOK_EVERY)
+        view = client.json(view["href"])
+    while reached and view["state"] == "applied":
+        now = client.agent(agent)
+        if now["state"] in reached and now["instance"] != former:
+            break
+        if now["state"] == "offline":
+            raise click.ClickException(f"{agent} is offline")
+        time.sleep(_LOOK_EVERY)
+    return view
+
+
+_tell("drain", "Let it take no jobs; those that run go on for as long as its setting drain says.", ("drained",))
+_tell("resume", "Let it take jobs again.", ("running",))
+_tell("retire", "Let it end.", ("retired",))
+_tell("restart", "Let it execute itself anew, under the same pid and name.", ("running",))
+
+
+@one_agent.command("limits")
+@click.argument("agent", metavar="NAME")
+@click.option("--ram", metavar="BYTES", help="memory that its jobs may take together, such as 48GiB; none: no limit")
+@click.option("--cpus", metavar="CORES", help="cores that its jobs may take together; none: no limit")
+@over_http
+def agent_limits(
+    agent: str, ram: str | None, cpus: str | None, as_json: bool, server: str | None, token: str | None
+) -> None:
+    """Set how much an agent may give to jobs."""
+    limits: dict[str, Any] = {}
+    for name, text, read in (("ram", ram, config.read_bytes), ("cpus", cpus, config.read_cores)):
+        if text is not None:
+            try:
+                limits[name] = None if text == "none" else read(text)
+            except ValueError as error:
+                raise click.BadParameter(f"it must be {error}", param_hint=f"--{name}") from error
+    if not limits:
+        raise click.UsageError("give --ram, or --cpus, or both")
+    view = _client(server, token).command(agent, "setLimits", limits=limits)
+    click.echo(json.dumps(view) if as_json else f"limits: {view['state']}")
+
+
+@one_agent.command("cancel")
+@click.argument("agent", metavar="NAME")
+@click.argument("uuid")
+@over_http
+def agent_cancel(agent: str, uuid: str, as_json: bool, server: str | None, token: str | None) -> None:
+    """Cancel a job that runs on an agent."""
+    view = _client(server, token).command(agent, "cancel", uuid=uuid)
+    click.echo(json.dumps(view) if as_json else f"cancel: {view['state']}")
+
+
+@one_agent.command("forget")
+@click.argument("agent", metavar="NAME")
+@over_http
+def agent_forget(agent: str, as_json: bool, server: str | None, token: str | None) -> None:
+    """Forget an agent; what it runs is given back, and goes on elsewhere."""
+    _client(server, token).forget_agent(agent)
+    click.echo(json.dumps({"forgotten": agent}) if as_json else f"{agent} is forgotten")
 
 
 def _print_view(view: dict[str, Any], as_json: bool) -> None:

@@ -151,6 +151,19 @@ def _labels(value: Any) -> tuple[str, ...]:
     return tuple(sorted(set(labels)))
 
 
+def read_bytes(value: Any) -> int:
+    """Read bytes with their suffixes; ``ValueError`` says what would be right."""
+    return _bytes(value)
+
+
+def read_cores(value: Any) -> float:
+    """Read a number of cores; ``ValueError`` says what would be right."""
+    cores = _optional_cores(value)
+    if cores is None:
+        raise ValueError("cores, such as 4 or 0.5, to a thousandth")
+    return cores
+
+
 def _optional_bytes(value: Any) -> int | None:
     return None if value in (None, "") else _bytes(value)
 
@@ -258,7 +271,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("job_types", "all", _optional_list, "job types that the agent serves, comma separated", "agent"),
     Setting("name", None, _agent_name, "the agent's id; by default its host's name and the first number that is free",
             "agent"),
-    Setting("labels", "", _labels, "what jobs can ask for that need certain agents, such as gpu,site:oslo", "agent"),
+    Setting("labels", None, _labels, "what jobs can ask for that need certain agents, such as gpu,site:oslo", "agent"),
     Setting("ram", None, _optional_bytes, "memory that the agent's jobs may take together; by default the machine's",
             "agent"),
     Setting("cpus", None, _optional_cores, "cores that the agent's jobs may take together; by default the machine's",
@@ -310,7 +323,7 @@ class Settings:
     master: tuple[str, ...] | None
     job_types: tuple[str, ...] | None
     name: str | None
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] | None
     ram: int | None
     cpus: float | None
     heartbeat: float | None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -104,3 +105,54 @@ def _follow_with_bar(client: Api, view: dict[str, Any]) -> dict[str, Any]:
             text = safe(last["message"]) if last["message"] else last["state"]
             bar.update(task, completed=last["completeness"], description=text)
     return last
+
+
+#: The columns of a table of agents.
+AGENT_TITLES = ("AGENT", "STATE", "HOST", "JOBS", "CPU", "RAM", "ROOM", "ENDED", "FAILED", "HEARD")
+
+
+def agent_row(view: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return an agent as a row of a table."""
+    usage, room = view["usage"] or {}, view["room"]
+    cpu, ram = usage.get("cpu"), usage.get("ram")
+    left = [_bytes(room["ram"])] if room["ram"] is not None else []
+    left += [f"{room['cpus']:g} cores"] if room["cpus"] is not None else []
+    heard = view["lastCommunication"] or ""
+    return (
+        view["id"],
+        view["state"],
+        view["hostname"],
+        str(view["tasks"]["count"]),
+        "" if cpu is None else f"{cpu:.2f}",
+        "" if ram is None else _bytes(ram),
+        ", ".join(left),
+        str(view["processedJobs"]["count"]),
+        str(view["lastFailures"]["count"]),
+        heard[11:19],
+    )
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def show_live(rows: Callable[[], Sequence[Sequence[str]]], titles: Sequence[str], every: float = 1.0) -> None:
+    """Show a table that is drawn anew again and again, until Ctrl-C."""
+    from rich.live import Live
+    from rich.markup import escape
+    from rich.table import Table
+
+    def drawn() -> Table:
+        table = Table(*titles, box=None)
+        for row in rows():
+            table.add_row(*(escape(safe(cell)) for cell in row))
+        return table
+
+    with Live(drawn(), refresh_per_second=4) as live:
+        while True:
+            time.sleep(every)
+            live.update(drawn())

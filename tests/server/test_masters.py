@@ -286,7 +286,7 @@ def test_the_status_shows_process_configuration_endpoints_queue_and_agents(zerog
     wait_until(lambda: zerog.client.get("/view_status").json()["agents"]["states"]["running"] == 1, 10)
     zerog.agents.pop().terminate()
     (agent,) = wait_until(
-        lambda: [one for one in zerog.client.get("/view_status").json()["agents"]["items"] if one["state"] == "stopped"]
+        lambda: [one for one in zerog.client.get("/view_status").json()["agents"]["items"] if one["state"] == "offline"]
     )
     assert agent["jobTypes"]
     page = zerog.client.get("/view_status", headers={"Accept": "text/html"})

@@ -119,6 +119,7 @@ class Agent:
     def run(self) -> None:
         """Work until a signal has drained the agent."""
         self._catch_signals()
+        adopt_orphans(False)  # it may be the process that executed itself anew
         self._keeper = Keeper()
         adopt_orphans()  # after the keeper, which is to be nobody's child
         self._chores.start()
@@ -145,7 +146,7 @@ class Agent:
 
     def say_goodbye(self) -> None:
         """Say that it is no more; raises what an outage of the store raises."""
-        state = "retired" if self.then == "retire" else "offline"
+        state = {"retire": "retired", "restart": "draining"}.get(self.then or "", "offline")
         self._heartbeat.say(state, self.superseded, (), own=True)
 
     def stop(self) -> None:

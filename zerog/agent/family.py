@@ -15,9 +15,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 _LOOKS, _PAUSE = 10, 0.002
 
 
-def adopt_orphans() -> None:
-    """Let processes whose parents have ended become children of this one, so that it knows of them."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+def adopt_orphans(adopt: bool = True) -> None:
+    """Let processes whose parents have ended become children of this one, so that it knows of them; or no longer."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
 def children_of(pid: int) -> list[int]:

@@ -254,6 +254,29 @@ class Api:
         """Return one job type."""
         return self._json("GET", _type(job_type))
 
+    def agents(self, state: str | None = None, job_type: str | None = None) -> list[dict[str, Any]]:
+        """Return the agents, the newest first."""
+        query = {"state": state, "jobType": job_type, "limit": 1000}
+        written = urlencode({name: value for name, value in query.items() if value is not None})
+        return list(self._items(f"/agents?{written}", None))
+
+    def agent(self, id: str) -> dict[str, Any]:
+        """Return one agent."""
+        return self._json("GET", _agent(id))
+
+    def forget_agent(self, id: str) -> None:
+        """Forget an agent; what it runs goes on elsewhere."""
+        self._request("DELETE", _agent(id))
+
+    def assignments(self, id: str) -> list[dict[str, Any]]:
+        """Return what an agent runs now."""
+        return list(self._items(f"{_agent(id)}/assignments", None))
+
+    def command(self, id: str, command: str, key: str | None = None, **members: Any) -> dict[str, Any]:
+        """Give an agent a command; the same ``key`` gives it once.  Returns the command."""
+        body = json.dumps({"command": command, **members}).encode()
+        return self._json("POST", f"{_agent(id)}/commands", body, {"Idempotency-Key": _key(key)})
+
     def _items(self, href: str | None, limit: int | None) -> Iterator[dict[str, Any]]:
         count = 0
         while href is not None:
@@ -407,6 +430,10 @@ def _decimal(delay: float) -> str:
 
 def _job(uuid: str) -> str:
     return f"/jobs/{quote(uuid, safe='')}"
+
+
+def _agent(id: str) -> str:
+    return f"/agents/{quote(id, safe='')}"
 
 
 def _type(job_type: str) -> str:

@@ -24,6 +24,7 @@ _CLOSED = (exceptions.Unauthenticated, exceptions.Forbidden, exceptions.RateLimi
 _NAMED: dict[str, tuple[type[ZerogError], ...]] = {
     "uuid": (exceptions.UnknownJob, exceptions.CorruptDocument, exceptions.NewerVersion),
     "jobType": (exceptions.UnknownType,),
+    "id": (exceptions.UnknownAgent,),
 }
 #: What methods that change something can answer beside.
 _UNSAFE = (exceptions.CrossOrigin, exceptions.BodyTooLarge, exceptions.StoreFull)
