@@ -190,7 +190,8 @@ def test_the_job_of_a_killed_agent_is_taken_over_at_once(
         uuid = zerog.submit("ledger", {"path": str(ledger), "seconds": 4})
         name = zerog.wait_for(uuid, state="running")["agent"]
         zerog.wait_for_ledger(ledger, uuid)
-        victim = next(agent for agent in zerog.agents if f"-{agent.pid}-" in name)
+        pid = zerog.client.get(f"/agents/{name}").json()["pid"]
+        victim = next(agent for agent in zerog.agents if agent.pid == pid)
         zerog.agents.remove(victim)
         victim.signal(signal.SIGKILL)
         victim.popen.wait(10)

@@ -121,7 +121,7 @@ def deployment(
     """Return a deployment with the settings that users get."""
     return Deployment(
         folder, store, "sqlite" if server is None else "beanstalkd", beanstalkd=server, couchbase=couchbase,
-        applications="workers.examples,tests.benchmarks", **{"lease": "30", "sweep": "30", "grace": "5", **more},
+        applications="workers.examples,tests.benchmarks", http=False, **{"lease": "30", "sweep": "30", "grace": "5", **more},
     )  # fmt: skip
 
 

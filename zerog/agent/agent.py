@@ -105,6 +105,7 @@ class Agent:
         #: Until when, monotonic, running jobs may go on although the agent is to take no others; None if it takes them.
         self._rest_until: float | None = None
         self._store_away = False
+        self._turned_at = clock.monotonic()
         self._signals = 0
         #: The process that this one must not outlive, if there is one.
         self.parent: int | None = None
@@ -158,6 +159,7 @@ class Agent:
     # The turn
 
     def _turn(self) -> None:
+        self._turned_at = self._clock.monotonic()
         self._hear(self._timeout())
         now = self._clock.monotonic()
         if self._lonely(now):
@@ -201,7 +203,8 @@ class Agent:
         if not self._manager.queue_away:
             times.append(self._commands.within())
         times.append(_AWAY if self._store_away or self._manager.queue_away or self._signals else _IDLE)
-        if not self._store_away and any(slot.phase is Phase.RUNNING for slot in self._slots):
+        looks = self._flights is None and not self._store_away  # over HTTP it is told
+        if looks and any(slot.phase is Phase.RUNNING for slot in self._slots):
             times.append(self._look_at - now)
         if not self._signals and any(slot.child is None for slot in self._slots):
             times.append(self._start_after - now)
@@ -357,7 +360,9 @@ class Agent:
         """Say who this is and that it lives, in the thread of the chores."""
         attempts = [attempt for slot in self._slots if (attempt := slot.attempt) is not None]
         self._terms.statistics.gauge("leases", len(attempts))
-        said = [Assignment(one.uuid, one.number, one.since, one.needs) for one in attempts]
+        stuck = self._clock.monotonic() - self._turned_at > self._terms.lease / 2
+        # A loop that does not turn answers for nothing: what it ran lapses, as it would without this thread.
+        said = [Assignment(one.uuid, one.number, one.since, one.needs) for one in attempts if not stuck]
         if self._heartbeat.say(self._state(), self.superseded, said):
             self._wake()
 
