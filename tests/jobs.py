@@ -634,3 +634,50 @@ class Keeping(zerog.Job):
         except asyncio.CancelledError:
             context.event("cancelled inside")
             raise
+
+
+class Greedy(zerog.Job):
+    """Hold memory, keep a core busy, and write to the disk, for some seconds."""
+
+    job_type = "greedy"
+
+    megabytes: int = 0
+    seconds: float = 1.0
+    spin: bool = False
+    path: str | None = None
+
+    def run(self, context: zerog.Context) -> int:
+        held = bytearray(self.megabytes * 1024 * 1024)
+        for page in range(0, len(held), 4096):
+            held[page] = 1
+        end = time.monotonic() + self.seconds
+        written = 0
+        while time.monotonic() < end and not context.cancelled:
+            if self.path is not None:
+                with open(self.path, "wb") as file:
+                    file.write(b"x" * 1024 * 1024)
+                    os.fsync(file.fileno())
+                written += 1
+            if not self.spin:
+                time.sleep(0.02)
+        return written
+
+
+class Holding(zerog.Job):
+    """Write down when it began and when it ended, with the agent that ran it: a test adds up what was held."""
+
+    job_type = "holding"
+
+    path: str
+    seconds: float = 0.05
+
+    def run(self, context: zerog.Context) -> None:
+        def say(word: str) -> None:
+            line = f"{time.monotonic():.6f} {word} {context.uuid} {context.attempt} {os.getppid()}\n".encode()
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.write(descriptor, line)
+            os.close(descriptor)
+
+        say("begin")
+        time.sleep(self.seconds)
+        say("end")

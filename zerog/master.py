@@ -7,6 +7,7 @@ its record, what it must know of an attempt in the job's record and in the attem
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -31,6 +32,8 @@ from zerog.orders import Command, Orders, Wanted
 from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Requeued, Succeeded
 from zerog.record import JobRecord, State
 from zerog.statistics import Statistics
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -384,6 +387,7 @@ class Master:
     def give_back(self, held: Held) -> None:
         """Give back what an agent was given that never heard of it."""
         record = held.record
+        logger.info("taken back job=%s attempt=%d agent=%s: nobody heard", record.uuid, record.attempt, record.agent)
         after = self.manager.settle(held, record.attempt, GivenBack(started=False))
         if record.agent is not None:
             self._note(record.agent, {}, (), [(record.uuid, record.attempt)])

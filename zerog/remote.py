@@ -781,6 +781,9 @@ class _Poll(Queue):
         self._thread: threading.Thread | None = None
         self._pause = _PAUSE
 
+    #: Whether what is on its way must be dealt with before the end.
+    must_land = True
+
     def request(self) -> Reservation | None:
         """Send one request and return what came of it; raises what went wrong."""
         raise NotImplementedError
@@ -838,7 +841,7 @@ class _Poll(Queue):
             self._closed = True
             thread = self._thread
             self._lock.notify_all()
-        if thread is not None:
+        if thread is not None and self.must_land:
             thread.join(1.0)  # the master lets a draining agent wait for nothing
         self._wire.close()
         for end in (self._read, self._write):
@@ -937,6 +940,7 @@ class Assignments(_Poll):
 
     def _give_back(self, view: Mapping[str, Any]) -> None:
         """Say that nothing was begun."""
+        logger.info("gives back job=%s attempt=%d, not begun", view["uuid"], view["attempt"])
         path = f"{_attempt(view['uuid'], view['attempt'])}/outcome"
         body = codec.dumps({"outcome": "givenBack", "started": False})
         self._later(lambda: Remote.check(*Wire(self._remote.masters, _BEYOND).ask("POST", path, body)))
@@ -947,6 +951,8 @@ class Assignments(_Poll):
 
 class Orders(_Poll):
     """Where an agent that speaks HTTP alone is told that there are orders, in place of its tube."""
+
+    must_land = False
 
     def __init__(self, remote: Remote) -> None:
         super().__init__(remote)

@@ -731,9 +731,11 @@ def test_a_job_does_not_go_back_to_the_agent_where_it_failed_while_another_could
 @pytest.mark.requirement("M5", "M8")
 def test_a_turn_says_many_things_and_asks_for_more(zerog: Deployment, agent: Speaker) -> None:
     uuids = [zerog.submit("noop") for _ in range(5)]
-    first = zerog.client.post(f"/agents/{agent.id}/turns", json={"want": 3})
-    assert first.status_code == 200
-    given = first.json()["assignments"]
+    given: list[dict[str, Any]] = []
+    for _ in range(20):  # entries of jobs that were cancelled before may come first, and count for nothing
+        first = zerog.client.post(f"/agents/{agent.id}/turns", json={"want": 3 - len(given)})
+        assert first.status_code == 200
+        given += first.json()["assignments"]
     assert len(given) == 3
     items = [{"uuid": one["uuid"], "attempt": one["attempt"]} for one in given]
     body = {

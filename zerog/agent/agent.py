@@ -402,7 +402,8 @@ class Agent:
         if self._store_away:
             return
         try:
-            self._orders.obey(self)
+            if self._orders.obey(self):
+                self._chores.hurry(self._say_here.__name__)
         except StoreUnavailable as error:
             self._store_lost(error)
         resting = self._orders.drained and self._heartbeat.registered

@@ -64,8 +64,12 @@ class Standing:
         if anew or wanted.last >= self._wanted.last:
             self._wanted = wanted
 
-    def obey(self, doer: Doer) -> None:
-        """Do what is new, one after the other, and say so; raises what an outage of the store raises."""
+    def obey(self, doer: Doer) -> bool:
+        """Do what is new, one after the other, and say so; raises what an outage of the store raises.
+
+        Returns whether there was something.
+        """
+        before = self._done
         if self._look:
             self.take(self._superior.wanted(self._agent))
             self._look = False
@@ -79,7 +83,8 @@ class Standing:
             if command.command in ("retire", "restart") and state == APPLIED:
                 self.then = command.command
                 doer.stop()
-                return
+                break
+        return self._done != before
 
     @staticmethod
     def _outcome(command: Command, doer: Doer) -> tuple[str, str | None]:

@@ -219,7 +219,9 @@ class Agents(Endpoint):
         return Answer(view, 201 if heard.new else 200, {"Location": views.agent_href(heard.record.id)}, "agent")
 
     def _hear(self, news: Registration) -> Heard:
-        return self.services.master.hear(news)
+        heard = self.services.master.hear(news)
+        self.services.reserver.poke(news.id)
+        return heard
 
     def _registered(self, heard: Heard) -> dict[str, Any]:
         record = heard.record

@@ -66,8 +66,9 @@ class Waiting:
     tubes: tuple[str, ...] = field(default=())
     looked_at: float = 0.0
     delivered: bool = False
-    #: Only what is ready now.
+    #: Only what is ready now; and whether it might have been given something before.
     now: bool = False
+    open: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +335,10 @@ class Reserver(threading.Thread):
             self._withdraw(one)
             one.tubes = tubes
             if tubes:
+                one.open = True
                 self._ask(one)
+            elif one.open and not any(shares):
+                self._finish(one, None)  # it has just been drained: whoever closes down need not wait
 
     def _ask(self, waiting: Waiting) -> None:
         waiting.entries = waiting.entries or self._connection()

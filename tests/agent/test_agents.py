@@ -1,0 +1,278 @@
+"""Real agents: what they say of themselves, and what they are told, directly and over HTTP."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.deployment import Deployment, alive, deployed
+from tests.services import Process, wait_until
+
+WAYS = ["direct", "http"]
+
+
+@pytest.fixture(params=WAYS)
+def zerog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Deployment]:
+    """A server, and one agent with a name."""
+    made = Deployment(tmp_path, http=request.param == "http", lease="3", sweep="500ms", heartbeat="500ms", drain="20")
+    made.start_server()
+    made.start_agent(name="one")
+    wait_until(lambda: state(made) == "running", 10, f"the agent; its log:\n{made.log()[-2000:]}")
+    yield made
+    made.close()
+
+
+def shown(zerog: Deployment, id: str = "one") -> dict[str, Any]:
+    answer = zerog.client.get(f"/agents/{id}")
+    found: dict[str, Any] = answer.json()
+    return found if answer.status_code == 200 else {"state": None, "instance": None, "pid": None}
+
+
+def state(zerog: Deployment, id: str = "one") -> str | None:
+    found: str | None = shown(zerog, id)["state"]
+    return found
+
+
+def tell(zerog: Deployment, command: str, id: str = "one", **members: Any) -> str:
+    answer = zerog.client.post(f"/agents/{id}/commands", json={"command": command, **members})
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["href"])
+
+
+def applied(zerog: Deployment, href: str, seconds: float = 10.0) -> dict[str, Any]:
+    def over() -> dict[str, Any] | None:
+        found: dict[str, Any] = zerog.client.get(href).json()
+        return found if found["state"] != "pending" else None
+
+    return wait_until(over, seconds, f"the end of {href}; agent:\n{zerog.log()[-3000:]}")
+
+
+# What an agent says of itself
+
+
+@pytest.mark.requirement("M16", "M17")
+def test_what_an_agent_says_of_its_use_is_what_it_uses(zerog: Deployment, tmp_path: Path) -> None:
+    uuid = zerog.submit("greedy", {"megabytes": 150, "seconds": 12, "spin": True})
+    zerog.wait_for(uuid, state="running")
+    (agent,) = zerog.agents
+
+    def family() -> list[psutil.Process]:
+        whole = psutil.Process(agent.pid)
+        return [whole, *whole.children(recursive=True)]
+
+    def near() -> bool:
+        began = time.monotonic()
+        before = sum(sum(one.cpu_times()[:2]) for one in family())
+        time.sleep(1.5)  # while this is measured, so that both speak of about the same time
+        usage = shown(zerog)["usage"]
+        taken = (sum(sum(one.cpu_times()[:2]) for one in family()) - before) / (time.monotonic() - began)
+        held = sum(one.memory_info().rss for one in family())
+        right = abs(usage["ram"] - held) <= 0.1 * held and abs(usage["cpu"] - taken) <= max(0.15, 0.1 * taken)
+        return bool(right and taken > 0.3)
+
+    wait_until(near, 8, "what it says to be right")
+    usage = shown(zerog)["usage"]
+    assert usage["ram"] > 150 * 1024 * 1024
+    assert usage["load"] == pytest.approx(psutil.getloadavg(), abs=0.5)
+    disk = psutil.disk_usage(str(tmp_path))
+    assert usage["disk"]["total"] == disk.total
+    assert usage["disk"]["free"] == pytest.approx(disk.free, rel=0.05)
+    before = usage["io"]["writeBytes"]
+    zerog.client.delete(f"/jobs/{uuid}")
+    writes = zerog.submit("greedy", {"seconds": 1, "path": str(tmp_path / "big")})
+    zerog.wait(writes)
+    megabytes = zerog.client.get(f"/jobs/{writes}/data").json()
+    wait_until(
+        lambda: shown(zerog)["usage"]["io"]["writeBytes"] - before >= 0.9 * megabytes * 1024 * 1024, 5, "its writes"
+    )
+
+
+@pytest.mark.requirement("M18", "M19", "M20", "M28")
+def test_what_became_of_a_hundred_jobs_is_counted_and_listed(zerog: Deployment) -> None:
+    good = [zerog.submit("noop") for _ in range(90)]
+    bad = [zerog.submit("return", {"what": "object"}) for _ in range(10)]
+    for uuid in (*good, *bad):
+        zerog.wait(uuid)
+    wait_until(lambda: shown(zerog)["processedJobs"]["count"] == 100, 5, "the counts")
+    found = shown(zerog)
+    assert found["lastFailures"]["count"] == 10
+
+    def listed(href: str) -> list[str]:
+        uuids: list[str] = []
+        following: str | None = f"{href}?limit=7"
+        while following:
+            page = zerog.client.get(following).json()
+            uuids += [one["job"]["href"].rpartition("/")[2] for one in page["items"]]
+            following = page["next"]
+        return uuids
+
+    assert sorted(listed(found["processedJobs"]["href"])) == sorted([*good, *bad])
+    assert sorted(listed(found["lastFailures"]["href"])) == sorted(bad)
+    wait_until(lambda: shown(zerog)["tasks"]["count"] == 0, 5, "nothing runs")
+    long = zerog.submit("sleep", {"seconds": 20})
+    wait_until(lambda: zerog.client.get("/agents/one/assignments").json()["items"], 5, "it to be listed")
+    (item,) = zerog.client.get("/assignments").json()["items"]
+    assert item["job"] == {"href": f"/jobs/{long}"} and item["attempt"] == 1
+
+
+@pytest.mark.requirement("M15")
+@pytest.mark.parametrize("zerog", ["direct"], indirect=True)
+def test_an_agents_own_unhandled_exception_is_kept_and_the_agent_lives(zerog: Deployment) -> None:
+    zerog.restart_agent(signal.SIGTERM)
+    zerog.agents.pop().terminate()
+    zerog.start_agent(name="two", failpoint="run.before_record=raise@1")
+    uuid = zerog.submit("noop")
+    wait_until(lambda: (shown(zerog, "two").get("exceptions") or {"count": 0})["count"] == 1, 10, "the exception")
+    (one,) = zerog.client.get("/agents/two/exceptions").json()["items"]
+    assert one["uuid"] == uuid and "run.before_record" in one["traceback"] + one["message"]
+    assert zerog.wait(zerog.submit("noop"))["state"] == "succeeded", "the slot recovers"
+
+
+# What it is told
+
+
+@pytest.mark.requirement("M25")
+def test_a_command_reaches_an_idle_agent_at_once(zerog: Deployment) -> None:
+    for command in ("drain", "resume") * 5:
+        began = time.monotonic()
+        href = tell(zerog, command)
+        done = wait_until(lambda href=href: _not_pending(zerog, href), 5, "the command")  # type: ignore[misc]
+        taken = time.monotonic() - began
+        assert done["state"] == "applied"
+        assert taken < (0.5 if zerog.http else 0.3), "told at once, and not at the next heartbeat"
+    numbers = [one["number"] for one in zerog.client.get("/agents/one/commands").json()["items"]]
+    assert numbers == list(range(1, 11))
+
+
+def _not_pending(zerog: Deployment, href: str) -> dict[str, Any] | None:
+    found: dict[str, Any] = zerog.client.get(href).json()
+    return found if found["state"] != "pending" else None
+
+
+@pytest.mark.requirement("M14", "M25")
+def test_a_drained_agent_takes_nothing_over_restarts_until_it_is_resumed(zerog: Deployment) -> None:
+    running = zerog.submit("sleep", {"seconds": 2})
+    zerog.wait_for(running, state="running")
+    applied(zerog, tell(zerog, "drain"))
+    wait_until(lambda: state(zerog) in ("draining", "drained"), 2, "to say so")
+    waits = zerog.submit("noop")
+    assert zerog.wait(running)["attempt"] == 1, "what runs goes on"
+    wait_until(lambda: state(zerog) == "drained", 5, "drained")
+    zerog.restart_agent()  # killed; it comes again under its name
+    zerog.agents[0].kill()
+    zerog.agents.clear()
+    zerog.start_agent(name="one")
+    wait_until(lambda: state(zerog) == "drained", 15, "drained again")
+    assert zerog.job(waits)["state"] == "queued" or zerog.job(waits)["agent"] != "one"
+    applied(zerog, tell(zerog, "resume"))
+    wait_until(lambda: state(zerog) == "running", 5, "running")
+    assert zerog.wait(zerog.submit("noop"))["agent"] == "one"
+
+
+@pytest.mark.requirement("M25")
+def test_retire_lets_the_job_end_and_the_process_with_status_0(zerog: Deployment) -> None:
+    (agent,) = zerog.agents
+    uuid = zerog.submit("sleep", {"seconds": 2})
+    zerog.wait_for(uuid, state="running")
+    applied(zerog, tell(zerog, "retire"))
+    assert agent.popen.wait(15) == 0
+    assert (zerog.job(uuid)["state"], zerog.job(uuid)["attempt"]) == ("succeeded", 1)
+    assert state(zerog) == "retired"
+
+
+@pytest.mark.requirement("M25")
+def test_three_restarts_during_a_long_job_do_not_fail_it(zerog: Deployment, tmp_path: Path) -> None:
+    (agent,) = zerog.agents
+    pid = agent.pid
+    zerog.client.delete("/agents/one")
+    agent.terminate()
+    zerog.agents.clear()
+    agent = zerog.start_agent(name="one", drain="300ms", grace="500ms")
+    pid = agent.pid
+    ledger = tmp_path / "ledger"
+    uuid = zerog.submit("ledger", {"path": str(ledger), "seconds": 2})
+    for attempt in (1, 2, 3):
+        zerog.wait_for_ledger(ledger, uuid, attempt)
+        before = shown(zerog)["instance"]
+        assert applied(zerog, tell(zerog, "restart"))["state"] == "applied"
+        wait_until(
+            lambda before=before: shown(zerog)["instance"] not in (None, before) and state(zerog) == "running",  # type: ignore[misc]
+            15,
+            f"it to begin anew; its log:\n{zerog.log()[-2000:]}",
+        )
+        assert alive(pid) and agent.popen.poll() is None, "it is the same process"
+    record = zerog.wait(uuid)
+    assert (record["state"], record["attempt"]) == ("succeeded", 4)
+    assert record["counters"] == {"errors": 0, "crashes": 0, "losses": 0}, "restarts spend nothing"
+
+
+@pytest.mark.requirement("M25")
+@pytest.mark.parametrize("command", ["drain", "resume", "retire", "restart"])
+def test_a_command_given_before_its_start_is_done_right_after_it(zerog: Deployment, command: str) -> None:
+    zerog.agents.pop().terminate()
+    assert state(zerog) == "offline"
+    before = shown(zerog)["instance"]
+    href = tell(zerog, command)
+    agent = zerog.start_agent(name="one")
+    assert applied(zerog, href, 15)["state"] == "applied"
+    if command == "retire":
+        assert agent.popen.wait(15) == 0
+    elif command == "drain":
+        wait_until(lambda: state(zerog) == "drained", 10, "drained")
+    else:
+        wait_until(lambda: state(zerog) == "running" and shown(zerog)["instance"] != before, 10, "running")
+        assert zerog.wait(zerog.submit("noop"))["agent"] == "one"
+
+
+@pytest.mark.requirement("M11", "M25")
+def test_cancel_and_limits_reach_a_running_job_and_its_agent(zerog: Deployment) -> None:
+    uuid = zerog.submit("sleep", {"seconds": 30})
+    zerog.wait_for(uuid, state="running")
+    assert applied(zerog, tell(zerog, "cancel", uuid=uuid))["state"] == "applied"
+    assert zerog.wait(uuid, 10)["state"] == "cancelled"
+    href = tell(zerog, "cancel", uuid=uuid)
+    assert applied(zerog, href)["state"] == "refused", "it does not run there any more"
+    applied(zerog, tell(zerog, "setLimits", limits={"cpus": 1.5}))
+    assert shown(zerog)["limits"]["cpus"] == 1.5
+
+
+# Its name
+
+
+@pytest.mark.requirement("M13")
+def test_a_name_belongs_to_one_living_agent(zerog: Deployment) -> None:
+    second = zerog.start_agent(name="one")
+    assert second.popen.wait(15) != 0
+    assert "another agent of this host has the name 'one'" in zerog.log()
+    zerog.start_agent()
+    zerog.start_agent()
+    wait_until(lambda: len(zerog.client.get("/agents?state=running").json()["items"]) == 3, 15, "three agents")
+    ids = sorted(one["id"] for one in zerog.client.get("/agents?state=running").json()["items"])
+    assert ids[-1] == "one" or ids[0] == "one"
+    assert sorted(one.rpartition("-")[2] for one in ids if one != "one") == ["1", "2"]
+
+
+@pytest.mark.requirement("M13")
+def test_an_agent_elsewhere_waits_for_the_silence_of_the_one_that_has_its_name(tmp_path: Path) -> None:
+    with deployed(tmp_path, lease="3", sweep="500ms", heartbeat="500ms") as zerog:
+        zerog.agents.pop().terminate()
+        first = zerog.start_agent(name="one")
+        wait_until(lambda: state(zerog) == "running", 10, "the first")
+        before = shown(zerog)["instance"]
+        zerog.start_agent(name="one", run_dir=str(tmp_path / "elsewhere"))
+        wait_until(lambda: "lives as another process" in zerog.log(), 10, "the second to find out")
+        assert shown(zerog)["instance"] == before
+        assert zerog.wait(zerog.submit("noop"))["state"] == "succeeded"
+        _stop(first)
+        wait_until(lambda: shown(zerog)["instance"] != before and state(zerog) == "running", 15, "the second")
+
+
+def _stop(process: Process) -> None:
+    process.signal(signal.SIGKILL)
+    process.popen.wait(10)
