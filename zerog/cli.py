@@ -181,6 +181,13 @@ def _leave(number: int, _: object) -> None:
 @click.option("--seed", type=int, help="of the choices; without it another each time")
 @click.option("--campaign", is_flag=True, help="the large numbers of jobs and faults")
 @click.option("--servers", type=click.IntRange(1, 8), default=1, show_default=True, help="behind nginx, if several")
+@click.option(
+    "--agents",
+    type=click.Choice(["direct", "http", "both"]),
+    default="direct",
+    show_default=True,
+    help="how the agents speak: to store and queue, to the servers alone, or half of them each",
+)
 @click.option("--server", metavar="URL", help="a deployment that serves zerog.chaos: only own agents are injured")
 @click.option("--write", "document", type=click.Path(dir_okay=False), help="write the table into this document")
 @click.option("--keep", is_flag=True, help="keep what the processes said")

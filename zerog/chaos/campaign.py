@@ -36,6 +36,7 @@ class Wanted:
     campaign: bool = False
     server: str | None = None
     servers: int = 1
+    agents: str = "direct"
     lease: float = _LEASE
     sweep: float = _SWEEP
     keep: bool = False
@@ -89,6 +90,7 @@ def _run_one(scenario: Scenario, wanted: Wanted, seed: int) -> Report:
         _SLOTS,
         wanted.server,
         wanted.servers,
+        wanted.agents,
     )
     one = Run(
         scenario,

@@ -81,6 +81,7 @@ class Run:
         self.jobs, self.faults = jobs, faults
         self.random = random.Random(seed)
         several = f", {len(site.ports)} servers" if len(site.ports) > 1 else ""
+        several += {"http": ", agents over HTTP", "both": ", half of the agents over HTTP"}.get(site.speak, "")
         self.report = Report(scenario.name, site.store, site.queue + several, seed)
         self.acknowledged: dict[str, str] = {}  # key → UUID
         self.kinds: dict[str, str] = {}  # UUID → what the job does, if it is not to succeed at once

@@ -70,8 +70,8 @@ class Site:
     """A server, some agents and a queue of their own, in a folder of their own.
 
     With several ``servers`` nginx stands before them, and clients talk to it: round robin.  ``datastore`` is ``sqlite``
-    or a URL; ``queue`` is ``sqlite``, ``beanstalkd`` or ``beanstalkd-durable`` (with a binlog).  With ``server`` only
-    agents are started; their settings are those of whoever calls, from the environment and from the file in the working
+    or a URL; ``queue`` is ``sqlite``, ``beanstalkd`` or ``beanstalkd-durable`` (with a binlog).  The agents ``speak``
+    ``direct``, ``http`` or ``both``.  With ``server`` only agents are started; their settings are those of whoever calls, from the environment and from the file in the working
     directory.
     """
 
@@ -85,6 +85,7 @@ class Site:
         slots: int,
         server: str | None = None,
         servers: int = 1,
+        speak: str = "direct",
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="zerog-chaos-"))
         self.ledger = self.folder / "ledger"
@@ -101,6 +102,9 @@ class Site:
         self.agents: list[subprocess.Popen[bytes]] = []
         self.beanstalkd: subprocess.Popen[bytes] | None = None
         self.count = agents
+        #: How the agents speak, and which of them do by HTTP alone.
+        self.speak = speak
+        self._by_http: set[int] = set()
         self.queue_port = free_port()
         self._external = server is not None
         #: What the processes get as their environment, and what is to be undone at the end.
@@ -134,9 +138,9 @@ class Site:
             self.start_agents()
 
     def start_agents(self) -> None:
-        """Start as many agents as there are to be."""
-        for _ in range(self.count):
-            self.start_agent()
+        """Start as many agents as there are to be; of both kinds as many as of the other."""
+        for number in range(self.count):
+            self.start_agent(self.speak == "http" or (self.speak == "both" and number % 2 == 0))
 
     def start_queue(self) -> None:
         """Start beanstalkd on its port, if the queue is one."""
@@ -188,10 +192,16 @@ class Site:
         self.front = self._spawn([program, "-c", f"{self.folder}/nginx.conf", "-p", str(self.folder)], "nginx")
         until(partial(self._answers, self.port), _START, f"nginx; see {self.folder}/nginx.log")
 
-    def start_agent(self) -> subprocess.Popen[bytes]:
-        """Start one more agent."""
-        agent = self._spawn([sys.executable, "-m", "zerog", "worker"], "worker")
+    def start_agent(self, by_http: bool = False) -> subprocess.Popen[bytes]:
+        """Start one more agent, which may speak HTTP alone, to any of the servers."""
+        arguments = [sys.executable, "-m", "zerog", "worker"]
+        if by_http:
+            masters = [self.url] if self._external else [f"http://127.0.0.1:{port}" for port in self.ports]
+            arguments += ["--master", ",".join(masters)]
+        agent = self._spawn(arguments, "worker")
         self.agents.append(agent)
+        if by_http:
+            self._by_http.add(agent.pid)
         return agent
 
     def _spawn(self, arguments: list[str], name: str) -> subprocess.Popen[bytes]:
@@ -207,11 +217,11 @@ class Site:
             )
 
     def replace_agent(self, agent: subprocess.Popen[bytes]) -> float:
-        """Kill an agent, start another, and return when it was killed, by the monotonic clock."""
+        """Kill an agent, start another of its kind, and return when it was killed, by the monotonic clock."""
         moment = time.monotonic()
         kill(agent)
         self.agents.remove(agent)
-        self.start_agent()
+        self.start_agent(agent.pid in self._by_http)
         return moment
 
     def processes(self) -> list[subprocess.Popen[bytes]]:
