@@ -8,8 +8,9 @@ from tests.services import ROOT
 
 DUE = {
     *(f"Z{n}" for n in range(1, 19)),
-    "G4", "G5", "G6", "G7", "G8", "G16", "G18", "G19", "G20", "G21", "M12", "M30", "M31",
-}  # fmt: skip
+    *(f"G{n}" for n in range(1, 22)),
+    *(f"M{n}" for n in range(1, 32)),
+}
 
 
 def test_every_requirement_that_is_due_is_proven_by_a_test() -> None:

@@ -133,7 +133,7 @@ class Chores(Rounds):
         tasks = [
             *once_a_second(first),
             Task("pauses", 1.0, manager.look_at_pauses),
-            Task("needs", 1.0, manager.look_at_needs),
+            Task("needs", 0.5, manager.look_at_needs),
             Task("release", 0.0, manager.release_pending),
             Task("doubts", 1.0, manager.say_doubtful),
             Task("sweeper", min(1.0, sweep), self._keep_lease),

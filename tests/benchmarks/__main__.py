@@ -243,6 +243,33 @@ def drain(folder: Path, runs: int) -> list[Row]:
     ]
 
 
+def by_http(folder: Path, runs: int) -> list[Row]:
+    """No-op jobs drained by one agent that speaks HTTP alone, beside one that reaches store and queue itself."""
+    rows = []
+    for queue in ("beanstalkd", "SQLite queue"):
+        for slots in (2, 8):
+            figures: dict[bool, list[float]] = {False: [], True: []}
+            for run in range(runs):
+                for http in (False, True):
+                    with ExitStack() as stack:
+                        name = f"http{run}{slots}{queue[:3]}{http:d}"
+                        server = None
+                        if queue == "beanstalkd":
+                            server = Beanstalkd(folder / f"{name}b").start()
+                            stack.callback(server.stop)
+                        made = deployment(folder / name, "sqlite", server, slots=str(slots))
+                        stack.callback(made.close)
+                        made.start_server()
+                        made.http = http
+                        figures[http].append(drained(made, JOBS))
+            rows.append(
+                ratio_row(
+                    f"drain over HTTP, {queue}, {slots} slots", figures[True], figures[False], "≥ 0.40", " jobs/s"
+                )
+            )
+    return rows
+
+
 def latency(folder: Path, runs: int) -> list[Row]:
     """The time from POST to succeeded of jobs that come one by one to an idle deployment."""
     rows = []
@@ -449,7 +476,7 @@ def p99(url: str, post: bool) -> float:
 
 
 BENCHMARKS: dict[str, Callable[[Path, int], list[Row]]] = {
-    "http": http, "drain": drain, "latency": latency, "idle": idle, "couchbase": couchbase, "sweep": sweep,
+    "http": http, "drain": drain, "agents": by_http, "latency": latency, "idle": idle, "couchbase": couchbase, "sweep": sweep,
     "masters": masters, "slow": slow,
 }  # fmt: skip
 

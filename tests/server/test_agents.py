@@ -58,7 +58,7 @@ def code(answer: httpx.Response) -> tuple[int, str]:
 # Registration
 
 
-@pytest.mark.requirement("M13", "M16", "M17")
+@pytest.mark.requirement("M1", "M13", "M16", "M17")
 def test_an_agent_registers_says_that_it_lives_and_goes(zerog: Deployment) -> None:
     usage = {"ram": 5, "cpu": 0.5, "load": [0.1, 0.2, 0.3], "disk": {"total": 9, "free": 3},
              "io": {"readBytes": 1, "writeBytes": 2}}  # fmt: skip

@@ -78,6 +78,7 @@ def test_a_defect_is_500_without_its_text_and_a_problem_is_what_it_says(zerog: D
     assert refused.headers["content-type"].startswith("application/problem+json")
 
 
+@pytest.mark.requirement("M22")
 @pytest.mark.parametrize("what", ["set", "nan", "surrogate", "status", "header", "latin", "exit", "interrupt"])
 def test_what_cannot_be_sent_is_500_logged_and_counted(zerog: Deployment, what: str) -> None:
     time.sleep(1.2)  # a second of quiet: then the counts are exact

@@ -394,7 +394,7 @@ async def test_health_touches_nothing_and_ready_asks_the_store(
     assert failed.headers["Retry-After"]
 
 
-@pytest.mark.requirement("G19")
+@pytest.mark.requirement("M6", "G19")
 async def test_the_description_is_valid(http_client: AsyncHTTPClient, base_url: str) -> None:
     from openapi_spec_validator import validate
 

@@ -97,6 +97,8 @@ class Agent:
         self._commands = Commands(commands, manager.agent_tube(terms.agent), self._selector, self._on_command)
         self._heartbeat = Heartbeat(superior, registration, terms, clock, usage)
         self._orders = Standing(superior, terms.agent)
+        if isinstance(manager, Manager):
+            manager.on_needs = self._wake
         self._chores = rounds([self._say_here], [self._probe_store, self._notice_changes])
         #: What the slots were told which tubes to serve by, of what concerns all, and all of it.
         self._served_by: tuple[object, ...] | None = None

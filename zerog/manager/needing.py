@@ -31,24 +31,35 @@ class Needing(Records):
     def look_at_needs(self) -> None:
         """Renew what this process knows of the needs in use; agents and the sweep go by that."""
         try:
-            self.needs_in_use = _read(self.store.get(_KEY).body)
+            known = _read(self.store.get(_KEY).body)
         except NotFound:
-            self.needs_in_use = {}
+            known = {}
+        if known != self.needs_in_use:
+            self.needs_in_use = known
+            self.on_needs()
 
     def note_needs(self, job_type: str, needs: Needs) -> None:
         """See that agents know of what jobs of a type need, before the first of them is put into its tube."""
         if not needs or needs in self.needs_in_use.get(job_type, ()):
             return
 
+        known: dict[str, tuple[Needs, ...]] = {}
+        new = False
+
         def change(body: bytes | None) -> bytes | None:
+            nonlocal known, new
             known = dict(_read(body))
             ours = known.get(job_type, ())
-            if needs not in ours:
+            new = needs not in ours
+            if new:
                 known[job_type] = (*ours, needs)[-_MOST:]
-            self.needs_in_use = known
-            return _document(known) if needs not in ours else None
+            return _document(known) if new else None
 
         self.store.change(_KEY, change)
+        self.needs_in_use = known
+        self.on_needs()
+        if new:
+            self.tell_agents((one.id for one in self.fleet.living()), "pauses")
 
     def tubes_within(self, job_types: Iterable[str], room: Limits, labels: Iterable[str]) -> list[str]:
         """Return the tubes of what an agent with some room and labels can run; those of paused types are not among

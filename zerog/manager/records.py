@@ -93,6 +93,8 @@ class Records:
         self.paused: frozenset[str] = frozenset()
         #: What the jobs of each type need, beside what the type says, as of the last look.
         self.needs_in_use: Mapping[str, tuple[Needs, ...]] = {}
+        #: Called when that has changed, in whatever thread found out.
+        self.on_needs: Callable[[], None] = nothing
         #: Jobs whose ends this process has written, or tried to, and whose children may be released then.
         #: Each with the moment, on the monotonic clock, until which that is tried.
         self.ended_parents: deque[tuple[str, float]] = deque()
@@ -315,6 +317,10 @@ class Records:
         queue: Queue | None = getattr(self._local, "queue", None)
         if queue is not None:
             queue.close()
+
+
+def nothing() -> None:
+    """Have nobody to tell."""
 
 
 def too_busy(uuid: str) -> StoreUnavailable:

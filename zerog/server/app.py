@@ -105,6 +105,7 @@ class Server:
         self._master = Master(manager, self._statistics, options.heartbeat)
         self._attempts: Lane[Report | Settlement, JobRecord] = Lane("attempts", self._answer_attempts)
         self._reserver = Reserver(self._master, manager.open_queue)
+        manager.on_needs = self._reserver.look_everywhere
         self._bell = Bell(self._read_orders)
         self._chores = Chores(
             manager, options.sweep, options.candidate, also=[manager.prepare_cursors], statistics=self._statistics

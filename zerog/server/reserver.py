@@ -149,6 +149,10 @@ class Reserver(threading.Thread):
         """Look anew at what an agent may be given: something about it has changed."""
         self._tell(lambda: self._look_anew(agent))
 
+    def look_everywhere(self) -> None:
+        """Look anew at what all agents may be given: needs came into use."""
+        self._tell(self._look_at_all)
+
     def stop(self) -> None:
         """Let nobody wait, and end.  May be called twice."""
         self._tell(self._end)
@@ -214,6 +218,10 @@ class Reserver(threading.Thread):
         self._look.add(agent)
         for key in [key for key in self._shares if key[0] == agent]:
             del self._shares[key]
+
+    def _look_at_all(self) -> None:
+        self._shares.clear()
+        self._look.update(one.agent for one in self._waiting)
 
     def _begin_round(self, round: Round) -> None:
         """Ask for what is ready now, one entry for each that is wanted; then it is written."""
@@ -442,6 +450,8 @@ class Reserver(threading.Thread):
         self._claiming.clear()
         for one, done in zip(rounds, results, strict=True):
             one.results, one.written = done, True
+            if any(isinstance(record, JobRecord) and record.needs for record in done):
+                self._look_anew(one.agent)  # there is room again
         for place, verdict in zip(claiming, verdicts, strict=True):
             self._settle(place, turn.refused.get(self._uuid(place), verdict))
         for one in rounds:

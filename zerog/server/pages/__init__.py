@@ -30,6 +30,11 @@ _TEMPLATES: Mapping[str, str] = {
     "type": "type.html",
     "view_status": "view_status.html",
     "queue": "queue.html",
+    "agents": "agents.html",
+    "agent": "agent.html",
+    "assignments": "list.html",
+    "history": "list.html",
+    "commands": "list.html",
     "problem": "problem.html",
 }
 
@@ -39,7 +44,9 @@ _LOADER = tornado.template.Loader(str(_HERE), autoescape="xhtml_escape")
 def render(page: str, view: Any, path: str, host: str, aside: Mapping[str, Any] | None = None) -> bytes:
     """Return the page of a view, and of what stands beside it; everything in it is escaped."""
     template = _LOADER.load(_TEMPLATES.get(page, "general.html"))
-    return template.generate(view=view, path=path, host=host, aside=aside or {}, show=show, percent=percent, link=link)
+    return template.generate(
+        view=view, path=path, host=host, aside=aside or {}, show=show, percent=percent, link=link, size=size
+    )
 
 
 def show(value: Any) -> str:
@@ -56,6 +63,17 @@ def show(value: Any) -> str:
 def percent(completeness: float) -> str:
     """Return completeness as people read it."""
     return f"{100 * completeness:.0f} %"
+
+
+def size(count: float | None) -> str:
+    """Return bytes as people read them."""
+    if count is None:
+        return "–"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
 
 
 def link(value: Any) -> str | None:
