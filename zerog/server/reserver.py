@@ -298,9 +298,14 @@ class Reserver(threading.Thread):
 
     def _let_go(self, now: float) -> None:
         """Answer those whose time is over, and forget those that have gone."""
-        for one in [one for one in self._waiting if one.gone or now >= one.until or self._ended]:
-            self._withdraw(one)
-            self._finish(one, None)
+        for one in self._undecided():
+            if one.gone or now >= one.until or self._ended:
+                self._withdraw(one)
+                self._finish(one, None)
+
+    def _undecided(self) -> list[Waiting]:
+        """Return those for whom nothing has come: what has come is claimed, and then delivered or given back."""
+        return [one for one in self._waiting if one not in self._claiming]
 
     def _finish(self, waiting: Waiting, what: Delivered) -> None:
         """Be done with one that waits."""
@@ -316,7 +321,7 @@ class Reserver(threading.Thread):
     def _serve(self, now: float) -> None:
         """Let each that waits ask for what its agent has room for."""
         of_agent: dict[str, list[Waiting]] = defaultdict(list)
-        for one in self._waiting:
+        for one in self._undecided():
             if not one.now:
                 of_agent[one.agent].append(one)
         due = {one.agent for one in self._waiting if now >= one.looked_at + _LOOK_AGAIN} | self._look
@@ -422,12 +427,11 @@ class Reserver(threading.Thread):
         self._queue_lost()
 
     def _queue_lost(self) -> None:
-        for one in [one for one in self._waiting if one.asked is not None or one.now]:
-            if one not in self._claiming:
-                self._withdraw(one)
-                one.tubes = ()
-                if one.now:
-                    self._finish(one, None)
+        for one in self._undecided():
+            self._withdraw(one)
+            one.tubes = ()
+            if one.now:
+                self._finish(one, None)
         self._look.update(one.agent for one in self._waiting)
 
     # Claiming
