@@ -11,12 +11,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zerog.datastore.blobs import CHUNK, BlobWriter
-from zerog.exceptions import AlreadyFinished, InvalidParameter, Superseded, UnknownResource
+from zerog.exceptions import (
+    AlreadyExists,
+    AlreadyFinished,
+    Conflict,
+    InvalidParameter,
+    NotFound,
+    StoreAmbiguous,
+    StoreUnavailable,
+    Superseded,
+    UnknownResource,
+)
 from zerog.manager import Held, Manager
 from zerog.notes import Notes, change_notes
 from zerog.outcome import INLINE, Outcome, Requeued, Result, Succeeded
 from zerog.record import Event, JobRecord, State
 from zerog.recorder import Recorder, said_at_end
+
+#: How often what an attempt says is tried to be written against other masters.
+_TRIES = 20
 
 #: Numbers of batches of an attempt that are remembered.
 _BATCHES = 100
@@ -104,7 +117,21 @@ class Attempts:
         return held
 
     def _events(self, report: Report, job_type: str, end: Settlement | None = None) -> Notes | None:
-        """Write what an attempt says, once, within its caps; returns its notes, if it has any."""
+        """Write what an attempt says, once, within its caps; returns its notes, if it has any.
+
+        Its batches bear names that come of what was said: what was written before this process lost the race, or its
+        life, is known for the same, and what another one wrote is not taken for it.
+        """
+        name = f"http.{secrets.token_hex(6) if report.batch is None else report.batch}"
+        name = name if end is None else f"{name}.{end.digest}"
+        for _ in range(_TRIES):
+            try:
+                return self._events_once(report, job_type, end, name)
+            except (Conflict, AlreadyExists, NotFound, StoreAmbiguous):
+                continue  # another master writes for it: what it has written counts
+        raise StoreUnavailable(f"attempt {report.attempt} of job {report.uuid} is being written by too many at once")
+
+    def _events_once(self, report: Report, job_type: str, end: Settlement | None, name: str) -> Notes | None:
         uuid, attempt = report.uuid, report.attempt
         notes, cas = Notes.read(self._store, uuid, attempt)
         events = list(report.events) if report.batch is None or report.batch not in notes.batches else []
@@ -119,6 +146,7 @@ class Attempts:
         for event in (*events, *([last] if last is not None else [])):
             recorder.add(event)
         recorder.drop(*dropped)
+        recorder.name = name
         recorder.flush(self.manager)
         recorder.confirm()
         batches = notes.batches if report.batch is None else [*notes.batches, report.batch][-_BATCHES:]
@@ -189,19 +217,25 @@ class Attempts:
         Pieces follow each other, begin where a chunk begins, and may come twice.  The first begins it anew.
         """
         self._current(uuid, attempt)
-        blob = f"{self.manager.blob_name(uuid, attempt)}.pieces"
         notes, _ = Notes.read(self._store, uuid, attempt)
-        size = notes.part["size"] if notes.part is not None and start > 0 else 0
+        end = start + len(data)
+        if total is not None and notes.part is None and notes.output is not None and notes.output["size"] == end:
+            return  # it was the last one, and is said again
+        if start == 0 or notes.part is None:
+            size, blob = 0, f"{self.manager.blob_name(uuid, attempt)}.{secrets.token_hex(4)}"
+        else:
+            size, blob = notes.part["size"], notes.part["blob"]
         if start % CHUNK or start > size or (total is None and len(data) % CHUNK):
             raise InvalidParameter("Content-Range", f"the next piece begins at {size - size % CHUNK}")
+        if blob not in notes.blobs:  # before anything is kept under it: whoever removes the job must know of it
+            change_notes(self._store, uuid, attempt, lambda notes: replace(notes, blobs=[*notes.blobs, blob]))
         for offset in range(0, len(data), CHUNK):
             self._store.put_chunk(blob, (start + offset) // CHUNK, data[offset : offset + CHUNK])
-        part = {"blob": blob, "size": start + len(data), "mediaType": media_type}
+        part = {"blob": blob, "size": max(size, end), "mediaType": media_type}
         last = total is not None
 
         def change(notes: Notes) -> Notes:
-            blobs = notes.blobs if blob in notes.blobs else [*notes.blobs, blob]
-            return replace(notes, part=None if last else part, output=part if last else notes.output, blobs=blobs)
+            return replace(notes, part=None if last else part, output=part if last else notes.output)
 
         change_notes(self._store, uuid, attempt, change)
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from zerog.server.app import Server
 
 
-#: Set for an agent that executes itself anew: the descriptor of the file that holds its name, and the name.
+#: Set for an agent that executes itself anew: the descriptor of the file that holds its name, the name, the instance.
 KEPT_NAME = "_ZEROG_NAME"
 
 
@@ -245,12 +245,14 @@ def take_name(settings: Settings) -> Name:
     """Return the agent's id, held; that of the process that executed itself anew as this one, if it did."""
     directory = settings.path(settings.run_dir) / "agents"
     kept = os.environ.pop(KEPT_NAME, None)
-    descriptor, wanted = None, settings.name
+    descriptor, wanted, former = None, settings.name, None
     if kept is not None:
-        number, _, wanted = kept.partition(":")
+        number, wanted, former = kept.split(":")
         descriptor = int(number)
     try:
-        return Name(directory, wanted, stem_of(socket.gethostname()), descriptor)
+        name = Name(directory, wanted, stem_of(socket.gethostname()), descriptor)
+        name.former = former
+        return name
     except OSError as error:
         raise BadSetting(f"run_dir ({settings.sources['run_dir']}): {error}") from error
     except BadSetting as error:
@@ -268,6 +270,7 @@ class AgentParts:
     parts: Parts | None
     lock: Lock
     name: Name
+    instance: str
     statistics: Statistics
 
 
@@ -334,6 +337,7 @@ def make_agent(settings: Settings) -> AgentParts:
         pid=os.getpid(),
         presence=lock.presence,
         direct=parts is not None,
+        former=name.former,
     )
     agent = Agent(
         way.manager,
@@ -349,7 +353,7 @@ def make_agent(settings: Settings) -> AgentParts:
         Usage(clock, str(settings.path(settings.run_dir))),
         settings.drain,
     )
-    return AgentParts(agent, parts, lock, name, statistics)
+    return AgentParts(agent, parts, lock, name, instance, statistics)
 
 
 def _direct(settings: Settings, parts: Parts, statistics: Statistics, candidate: Candidate) -> _Way:

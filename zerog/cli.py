@@ -649,6 +649,8 @@ def _wait_for_agent(
     while view["state"] == "pending":
         time.sleep(_LOOK_EVERY)
         view = client.json(view["href"])
+        if view["state"] == "pending" and client.agent(agent)["state"] in ("offline", "retired"):
+            raise click.ClickException(f"{agent} is offline; it hears of it when it comes back")
     while reached and view["state"] == "applied":
         now = client.agent(agent)
         if now["state"] in reached and now["instance"] != former:

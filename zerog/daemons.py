@@ -128,16 +128,16 @@ def run_worker(settings: Settings) -> None:
         made.parts.store.close()
     made.lock.close()
     if anew:
-        _execute_anew(made.name, parent)
+        _execute_anew(made.name, made.instance, parent)
     made.name.close()
 
 
-def _execute_anew(name: Name, parent: int | None) -> None:
+def _execute_anew(name: Name, instance: str, parent: int | None) -> None:
     """Be this very process once more, with its pid and the agent's name."""
     logger.info("agent %s executes itself anew", name.id)
     logging.shutdown()
     os.set_inheritable(name.descriptor, True)
-    environment = {**os.environ, bootstrap.KEPT_NAME: f"{name.descriptor}:{name.id}"}
+    environment = {**os.environ, bootstrap.KEPT_NAME: f"{name.descriptor}:{name.id}:{instance}"}
     if parent is not None:
         environment[_PARENT] = str(parent)
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

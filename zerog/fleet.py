@@ -42,8 +42,9 @@ STATES = (*SPEAKING, "retired", "offline")
 #: Logs of an agent: the attempts that ended there, those that failed, its own unhandled exceptions.
 LOG_JOBS, LOG_FAILURES, LOG_EXCEPTIONS = "agent-jobs", "agent-failures", "agent-exceptions"
 
-#: Entries of such a log that are written as one.
+#: Entries of such a log that are written as one; how many of these are kept, and after how many the older ones go.
 _TOGETHER = 100
+_KEPT_ENTRIES, _TRIM_EVERY = 5000, 500
 
 #: Agents, and instances that are gone, that are remembered, and for how many seconds a record is taken for what it is.
 _REMEMBERED = 10_000
@@ -125,6 +126,8 @@ class Name:
     def __init__(self, directory: Path, wanted: str | None, stem: str, descriptor: int | None = None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.descriptor = -1
+        #: The instance that executed itself anew as this process, if one did.
+        self.former: str | None = None
         if descriptor is not None and wanted is not None:
             self.id, self.descriptor = wanted, descriptor
             os.set_inheritable(descriptor, False)
@@ -492,7 +495,11 @@ class Fleet:
     def keep(self, id: str, log: str, entries: Sequence[Mapping[str, Any]]) -> None:
         """Append to one of an agent's logs, the newest last; ``entries`` are JSON."""
         for start in range(0, len(entries), _TOGETHER):
-            self._store.append(f"{log}.{id}", codec.dumps({"entries": list(entries[start : start + _TOGETHER])}))
+            number = self._store.append(
+                f"{log}.{id}", codec.dumps({"entries": list(entries[start : start + _TOGETHER])})
+            )
+            if number > _KEPT_ENTRIES and number % _TRIM_EVERY == 0:
+                self._store.trim(f"{log}.{id}", number - _KEPT_ENTRIES)
 
     def kept(self, id: str, log: str, before: int | None, limit: int) -> tuple[list[dict[str, Any]], int | None]:
         """Return what was kept in one of an agent's logs, the newest first, and where the next page starts, if any.

@@ -35,6 +35,9 @@ from zerog.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
+#: Agents of which it is remembered when they spoke.
+_NOTED = 10_000
+
 T = TypeVar("T")
 
 #: Numbers of batches of an attempt that are remembered.
@@ -101,6 +104,8 @@ class Registration:
     presence: Presence | None = None
     superseded: int | None = None
     direct: bool = False
+    #: The instance that executed itself anew as this one.
+    former: str | None = None
     ended: tuple[Ended, ...] = ()
     exceptions: tuple[Mapping[str, Any], ...] = ()
 
@@ -125,6 +130,8 @@ class Master:
         self.heartbeat = heartbeat
         self.statistics = statistics
         self.attempts = Attempts(manager)
+        #: When it was last written down here that an agent has spoken, on the monotonic clock.
+        self._noted: dict[str, float] = {}
         self._store = manager.store
         self._clock = manager.clock
 
@@ -145,9 +152,10 @@ class Master:
                 self._refuse_twin(before, news)
             return self._merged(before, news)
 
-        for log, entries in self._accounts(news):
-            self.fleet.keep(news.id, log, entries)
-        record = self.fleet.change(news.id, change)
+        with self._store.together():
+            record = self.fleet.change(news.id, change)
+            for log, entries in self._accounts(news):
+                self.fleet.keep(news.id, log, entries)
         assert record is not None
         superseded: tuple[tuple[str, int], ...] = ()
         if not record.direct:
@@ -156,7 +164,7 @@ class Master:
         return Heard(record, new, self.orders.wanted(news.id), superseded)
 
     def _refuse_twin(self, before: AgentRecord, news: Registration) -> None:
-        same = before.instance == news.instance
+        same = before.instance in (news.instance, news.former)
         if not same and before.direct and self.fleet.state(before) not in ("retired", "offline"):
             raise AgentAlive(f"the agent {news.id} lives as another process, on {before.hostname}")
 
@@ -267,6 +275,24 @@ class Master:
             return replace(before, assignments=tuple(left))
 
         return self.fleet.change(id, change)
+
+    def is_due(self, id: str) -> bool:
+        """Return whether it is to be written down that an agent has spoken: it was not for half a heartbeat."""
+        now = self._clock.monotonic()
+        if now - self._noted.get(id, float("-inf")) < self.heartbeat / 2:
+            return False
+        if len(self._noted) > _NOTED:
+            self._noted.clear()
+        self._noted[id] = now
+        return True
+
+    def note(self, id: str) -> None:
+        """Write down that an agent has spoken, in whatever request."""
+
+        def change(before: AgentRecord | None) -> AgentRecord | None:
+            return None if before is None or before.direct else replace(before, heard_at=self._clock.now())
+
+        self.fleet.change(id, change)
 
     def leave(self, id: str) -> None:
         """Forget an agent, and give back what it has; nothing happens if there is none."""

@@ -62,7 +62,10 @@ class Needs:
 
     @classmethod
     def of(cls, ram: int = 0, cpus: float = 0.0, labels: Iterable[str] = ()) -> Needs:
-        """Return needs in their one spelling: equal needs are written alike."""
+        """Return needs in their one spelling: equal needs are written alike; ``ValueError`` for what cannot be."""
+        labels = tuple(labels)
+        if not (is_ram(ram) and is_cpus(cpus) and are_labels(labels)):
+            raise ValueError(f"no needs: {ram!r}, {cpus!r}, {labels!r}")
         return cls(ram, float(cpus), tuple(sorted(set(labels))))
 
     @classmethod

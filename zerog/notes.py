@@ -40,6 +40,14 @@ class Notes:
         except (KeyError, TypeError) as error:
             raise CorruptDocument(f"no notes of an attempt: {error}") from error
 
+    @classmethod
+    def blobs_of(cls, body: bytes) -> list[str]:
+        """Return the names under which something was uploaded; none of notes that cannot be read."""
+        try:
+            return cls._read(body).blobs
+        except CorruptDocument:
+            return []
+
     def document(self) -> bytes:
         """Write them as the JSON that the store keeps."""
         return codec.dumps({name: getattr(self, name) for name in self.__dataclass_fields__})

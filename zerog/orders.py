@@ -171,7 +171,9 @@ class Orders:
     def page(self, id: str, after: int, limit: int) -> list[Command]:
         """Return commands with greater numbers than ``after``, the oldest first."""
         wanted = self.wanted(id)
-        numbers = range(after + 1, min(wanted.last, after + limit) + 1)
+        oldest = min([wanted.last - _KEPT, *(one.number - 1 for one in wanted.pending)])
+        first = max(after, oldest)
+        numbers = range(first + 1, min(wanted.last, first + limit) + 1)
         pending = {one.number: one for one in wanted.pending}
         kept = self._store.get_many([f"{key_of(id)}:{number}" for number in numbers if number not in pending])
         found = []

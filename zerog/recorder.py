@@ -70,7 +70,9 @@ class Recorder:
     again under the same names, so that nothing is lost and readers can drop what came twice.
     """
 
-    def __init__(self, uuid: str, attempt: int) -> None:
+    def __init__(self, uuid: str, attempt: int, name: str | None = None) -> None:
+        #: What stands before the numbers of its batches, where several write for one attempt.
+        self.name = name
         self._uuid = uuid
         self._attempt = attempt
         self._head: list[tuple[Event, int]] = []
@@ -134,7 +136,6 @@ class Recorder:
     def document(self) -> dict[str, Any]:
         """Return what must be known to go on elsewhere, as JSON; when nothing is pending."""
         return {
-            "batch": self._batch,
             "dropped": dict(self._dropped),
             "lanes": {
                 name: {"first": lane.first, "written": [[one.number, one.weights] for one in lane.written]}
@@ -146,7 +147,7 @@ class Recorder:
     def read(cls, uuid: str, attempt: int, members: Mapping[str, Any]) -> Recorder:
         """Go on from what ``document`` gave."""
         recorder = cls(uuid, attempt)
-        recorder._batch, recorder._dropped = members["batch"], dict(members["dropped"])
+        recorder._dropped = dict(members["dropped"])
         for name, kept in members["lanes"].items():
             lane = recorder._lane(name)
             lane.first = kept["first"]
@@ -199,7 +200,7 @@ class Recorder:
         self._batch += 1
         document = {
             "attempt": self._attempt,
-            "batch": self._batch,
+            "batch": self._batch if self.name is None else f"{self.name}.{self._batch}",
             "entries": [_document(event) for event, _ in part],
             "dropped": dict(self._dropped),
         }

@@ -38,6 +38,7 @@ from zerog.exceptions import (
     BadSetting,
     BodyTooLarge,
     QueueError,
+    RequestError,
     StoreUnavailable,
     Superseded,
     UnknownAgent,
@@ -269,7 +270,10 @@ class Remote:
         #: Whether the agent takes jobs, and what it was given and no slot has asked for yet.
         self.takes = True
         self.ready: deque[Mapping[str, Any]] = deque()
+        self.polls: list[Assignments] = []
         self._flight: Flight | None = None
+        #: How often the agent was new to the masters.
+        self.anew = 0
         self._said: dict[str, list[Mapping[str, Any]]] = {}
         self._dropped: dict[str, dict[str, int]] = {}
         self._drained = False
@@ -325,13 +329,31 @@ class Remote:
             len(flight.outcomes) if self.takes else 0,
         )
         status, content = self.talk.ask("POST", f"/agents/{quote(self.agent, safe='')}/turns", body)
-        self.check(status, content)
+        try:
+            self.check(status, content)
+        except RequestError as error:
+            self._send_apart(flight, error)
+            return
         view = json.loads(content)
         # Before anything can go wrong with what follows: they are the agent's now.
         self.ready.extend(view["assignments"])
+        for poll in self.polls:
+            poll.offer()
         for name, promises in (("reports", flight.reports), ("outcomes", flight.outcomes)):
             for promise, verdict in zip(promises, view[name], strict=True):
                 self._keep(promise, verdict)
+
+    def _send_apart(self, flight: Flight, error: ZerogError) -> None:
+        """Send each thing that was refused together with others by itself: only what is wrong is to suffer."""
+        together = [Flight(reports=[one]) for one in flight.reports] + [
+            Flight(outcomes=[one]) for one in flight.outcomes
+        ]
+        if len(together) == 1:
+            for promise in (*flight.reports, *flight.outcomes):
+                promise.fail(error)
+            return
+        for one in together:
+            self.send(one)
 
     def _keep(self, promise: Promise, verdict: Mapping[str, Any]) -> None:
         """Let a promise come true, or say what is wrong with it; raises what concerns all."""
@@ -416,9 +438,11 @@ class Remote:
         except BodyTooLarge:
             if len(events) == 1:
                 return  # one message that is longer than any request may be
+            # As the nodes of a heap are numbered, so that each part has a number of its own within its batch.
+            batch, part = divmod(number, _PARTS)
             half = len(events) // 2
-            self._send(uuid, attempt, number * 2, events[:half])
-            self._send(uuid, attempt, number * 2 + 1, events[half:])
+            self._send(uuid, attempt, batch * _PARTS + 2 * part + 1, events[:half])
+            self._send(uuid, attempt, batch * _PARTS + 2 * part + 2, events[half:])
 
     def _said_all(self, uuid: str, spoken: Mapping[str, Any]) -> None:
         """Note that what was said has been heard."""
@@ -536,6 +560,9 @@ class Remote:
         for exception in news.exceptions:
             self._complain(news.id, exception)
         status, view = self._json("POST", "/agents", _registration(news))
+        if status == 201:
+            self._seen = self._acknowledged = 0  # its commands are counted from one again
+            self.anew += 1
         pending = tuple(_command(one) for one in view["talkback"])
         self._drained = bool(view["drained"])
         self._seen = max([self._seen, *(one.number for one in pending)])
@@ -871,7 +898,7 @@ class _Poll(Queue):
             if answer is None:
                 continue
             with self._lock:
-                keep = self._wanted and not self._closed
+                keep = self._wanted and self._answer is None and not self._closed
                 if keep:
                     self._answer = answer
                     os.write(self._write, b"\0")
@@ -918,6 +945,7 @@ class Assignments(_Poll):
     def __init__(self, remote: Remote) -> None:
         super().__init__(remote)
         self._path = f"/agents/{quote(remote.agent, safe='')}/assignments"
+        remote.polls.append(self)
 
     def request(self) -> Reservation | None:
         status, content = self._wire.ask("POST", self._path, b"{}", {"Prefer": f"wait={_WAIT}"})
@@ -927,8 +955,17 @@ class Assignments(_Poll):
         return self._assigned(json.loads(content))
 
     def at_hand(self) -> Reservation | None:
-        ready = self._remote.ready
-        return self._assigned(ready.popleft()) if ready else None
+        try:
+            return self._assigned(self._remote.ready.popleft())
+        except IndexError:
+            return None
+
+    def offer(self) -> None:
+        """Take what is there, if a slot waits for something."""
+        with self._lock:
+            if self._wanted and self._answer is None and not self._closed and (answer := self.at_hand()) is not None:
+                self._answer = answer
+                os.write(self._write, b"\0")
 
     def _assigned(self, view: Mapping[str, Any]) -> Assigned:
         return Assigned(view["uuid"].encode(), view, self._give_back)
@@ -958,9 +995,12 @@ class Orders(_Poll):
         super().__init__(remote)
         self._path = f"/agents/{quote(remote.agent, safe='')}/commands"
         self._after: int | None = None
+        self._anew = remote.anew
 
     def request(self) -> Reservation | None:
         # The first answer says where to begin: what is there already comes with the heartbeat.
+        if self._anew != self._remote.anew:
+            self._anew, self._after = self._remote.anew, None
         after = self._after if self._after is not None else 0
         headers = {} if self._after is None else {"Prefer": f"wait={_WAIT}"}
         status, content = self._wire.ask("GET", f"{self._path}?after={after}", None, headers)

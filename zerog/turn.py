@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from dataclasses import replace
 
 from zerog.attempts import Report, Settlement
-from zerog.exceptions import AlreadyFinished, CorruptDocument, NewerVersion, Superseded, UnknownResource
+from zerog.exceptions import (
+    AlreadyFinished,
+    CorruptDocument,
+    InternalError,
+    NewerVersion,
+    StoreUnavailable,
+    Superseded,
+    UnknownResource,
+)
 from zerog.fleet import LOG_FAILURES, LOG_JOBS, AgentRecord, Assignment
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimant, Claimed, GiveBack, Held, Verdict
@@ -19,8 +28,15 @@ from zerog.record import JobRecord, State
 #: Seconds for which the entry of a job is left to others that had no room here after all.
 _NO_ROOM = 0.1
 
+logger = logging.getLogger(__name__)
+
 #: What is wrong with one item, and no other.
 _WRONG = (Superseded, AlreadyFinished, UnknownResource, CorruptDocument, NewerVersion)
+
+
+def item_uuid(item: Report | Settlement) -> str:
+    """Return whose job an item speaks of."""
+    return item.uuid if isinstance(item, Report) else item.report.uuid
 
 
 class Turn:
@@ -46,6 +62,11 @@ class Turn:
             before, after = attempts.settle(item)
         except _WRONG as error:
             return error
+        except StoreUnavailable:
+            raise
+        except Exception:  # a defect shown by one item: the others, and other agents, go on
+            logger.exception("an item of job %s could not be written", item_uuid(item))
+            return InternalError()
         if before is not None:
             self._note_end(item, before, after)
         return after

@@ -37,7 +37,7 @@ from zerog.fleet import Assignment
 from zerog.leases import LeaseWatch
 from zerog.manager import Manager
 from zerog.master import Registration
-from zerog.needs import UNSAID
+from zerog.needs import UNSAID, Needs
 from zerog.queue.base import Queue
 from zerog.remote import Remote
 
@@ -92,6 +92,9 @@ class Agent:
         self._watch = LeaseWatch(clock, terms.lease)
         queues = [queue, *(queue.another() for _ in range(slots - 1))]
         self._slots = [Slot(manager, one, clock, self._watch, terms) for one in queues]
+        if isinstance(manager, Manager):  # a master counts for itself
+            for slot in self._slots:
+                slot.fits = self._fits
         self._selector = selectors.DefaultSelector()
         self._flights = Flights(manager, self._wake) if isinstance(manager, Remote) else None
         self._commands = Commands(commands, manager.agent_tube(terms.agent), self._selector, self._on_command)
@@ -169,6 +172,8 @@ class Agent:
             now = self._clock.monotonic()
         self._land()
         self._obey(now)
+        if self._flights is not None:
+            self._flights.takes = not self._signals and self._rest_until is None
         if self._signals:
             self._advance_drain(now)
         elif self._rest_until is not None:
@@ -229,7 +234,6 @@ class Agent:
         if not slots and not looking:
             return
         if self._flights is not None:
-            self._flights.takes = not self._signals and self._rest_until is None
             if self._flights.holds(slots, self._slots, now):
                 slots = [slot for slot in slots if slot.claims]
             self._flights.begin(slots, lambda slot: self._step(slot, slot.step, now), self._follow)
@@ -365,6 +369,8 @@ class Agent:
         stuck = self._clock.monotonic() - self._turned_at > self._terms.lease / 2
         # A loop that does not turn answers for nothing: what it ran lapses, as it would without this thread.
         said = [Assignment(one.uuid, one.number, one.since, one.needs) for one in attempts if not stuck]
+        if self._flights is not None and not stuck:
+            said += self._flights.at_hand()
         if self._heartbeat.say(self._state(), self.superseded, said):
             self._wake()
 
@@ -424,7 +430,9 @@ class Agent:
 
     def _lost(self, uuid: str, attempt: int) -> None:
         slot = self._slot_with(uuid)
-        if slot is not None and slot.attempt is not None and slot.attempt.number == attempt:
+        if slot is None or slot.attempt is None or slot.in_flight:
+            return  # what is on its way says it, or is told so
+        if slot.attempt.number == attempt:
             slot.lost_token()
 
     def _slot_with(self, uuid: str) -> Slot | None:
@@ -473,6 +481,12 @@ class Agent:
         for slot in self._slots:
             if slot not in free:
                 self._serve_with(slot, manager.tubes_within(terms.job_types, UNSAID, terms.labels))
+
+    def _fits(self, needs: Needs) -> bool:
+        """Return whether there is room for what a job needs, beside those that run."""
+        held = [slot.attempt.needs for slot in self._slots if slot.attempt is not None]
+        limits = self._terms.has.least(self._orders.limits)
+        return not needs or limits.less(held).fit(needs)
 
     def _serve_with(self, slot: Slot, tubes: Sequence[str]) -> None:
         if slot.entries.tubes != tuple(tubes):

@@ -80,6 +80,7 @@ class Attempt:
         self.job = job
         #: What it holds of the agent, and since when it does, in seconds since 1970.
         self.needs = held.record.needs
+        self.revised = held.record.revised
         self.since = held.record.started_at or 0.0
         self.started = now
         self.recorder = Recorder(self.uuid, self.number)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from zerog.agent.attempt import Attempt
 from zerog.agent.slot import Slot
 from zerog.exceptions import StoreUnavailable, ZerogError
+from zerog.fleet import Assignment
 from zerog.remote import Flight, Remote
 
 #: Flights at a time: while one waits for a master the next one gathers what the other slots say.
@@ -47,6 +48,11 @@ class Flights:
         self._under_way = 0
         self._held_since: float | None = None
         self._arrived: deque[tuple[list[_Passenger], Exception | None]] = deque()
+
+    def at_hand(self) -> list[Assignment]:
+        """Return what the agent was given and no slot has begun."""
+        now = self._remote.clock.now()
+        return [Assignment(one["uuid"], one["attempt"], now) for one in list(self._remote.ready)]
 
     @property
     def takes(self) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
+
+import psutil
 
 from zerog.agent.attempt import Terms
 from zerog.agent.usage import Usage
@@ -14,6 +17,8 @@ from zerog.exceptions import ZerogError
 from zerog.fleet import Assignment
 from zerog.master import Heard, Registration
 from zerog.orders import Command, Wanted
+
+logger = logging.getLogger(__name__)
 
 
 class Superior(Protocol):
@@ -60,6 +65,7 @@ class Heartbeat:
         news = (state, superseded, tuple(assignments))
         if not own and news == self._said and now < self._next and not account:
             return False
+        usage = self._measured() if not own else None
         ended, exceptions = account.take()
         said = replace(
             self._registration,
@@ -68,7 +74,7 @@ class Heartbeat:
             assignments=tuple(assignments),
             ended=ended,
             exceptions=exceptions,
-            usage=self._usage.measure() if self._usage is not None and not own else None,
+            usage=usage,
         )
         try:
             heard = self._superior.hear(said)
@@ -80,6 +86,14 @@ class Heartbeat:
         with self._lock:
             self._heard.append(heard)
         return first or bool(heard.wanted.pending or heard.superseded)
+
+    def _measured(self) -> Mapping[str, Any] | None:
+        """Return what is used; what cannot be measured now is not said."""
+        try:
+            return self._usage.measure() if self._usage is not None else None
+        except (OSError, psutil.Error) as error:
+            logger.info("what it uses cannot be measured: %s", error)
+            return None
 
     def heard(self) -> list[Heard]:
         """Return what was heard since the last call."""

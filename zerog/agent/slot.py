@@ -36,6 +36,7 @@ from zerog.exceptions import QueueUnavailable, UnknownType
 from zerog.job import Job
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimed, Drop, GiveBack, Held, Manager, Missing
+from zerog.needs import Needs
 from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Result, Succeeded
 from zerog.queue.base import Queue, Reservation
 from zerog.record import JobRecord, State
@@ -63,6 +64,11 @@ _STREAM_READS = 16
 
 def _nothing() -> None:
     """Have nothing to do after a commit."""
+
+
+def _fits_always(_: Needs) -> bool:
+    """Have room for everything."""
+    return True
 
 
 class Phase(enum.Enum):
@@ -99,6 +105,8 @@ class Slot:
         self.draining = False
         #: Whether what its last step said is on its way to a master: until that is known there is no other step.
         self.in_flight = False
+        #: Whether the agent has room for what a job needs, now that it is known.
+        self.fits: Callable[[Needs], bool] = _fits_always
 
     # Waiting for work
 
@@ -260,7 +268,7 @@ class Slot:
             self.entries.take_up(reservation)
             self.phase = Phase.CLAIMING
             match verdict:
-                case Claimed(held=held) if self.draining or not self._has_child:
+                case Claimed(held=held) if self.draining or not self._has_child or not self.fits(held.record.needs):
                     self._return(held, now)
                 case Claimed(held=held):
                     failpoints.hit("run.after_claim")
@@ -397,13 +405,18 @@ class Slot:
     def _settled(self, held: Held) -> None:
         """The record is written; now the queue's entry (R5)."""
         record, attempt = held.record, self.attempt
+        moved = attempt is not None and record.revised != attempt.revised
         if attempt is not None and attempt.outcome is not None:
             cancelled = record.state is State.CANCELLED
             self.terms.account.ended(attempt.uuid, attempt.number, attempt.outcome, cancelled)
             if not isinstance(attempt.outcome, GivenBack):
                 self.terms.statistics.observe(record.job_type, self._clock.monotonic() - attempt.started)
         self._end_attempt()
-        if record.state is State.QUEUED:
+        if record.state is State.QUEUED and moved and isinstance(self.manager, Manager):
+            # It was modified while it ran: its entry may lie where it does not belong any more.
+            self._drop_entry()
+            self.manager.enqueue([record])
+        elif record.state is State.QUEUED:
             failpoints.hit("retry.after_record")
             delay = (record.not_before or 0.0) - self._clock.now()
             self._give_entry_back(max(0.0, delay), record.priority, "retry.release_fails")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from zerog.agent.heartbeat import Superior
+from zerog.exceptions import StateConflict, Superseded, UnknownResource
 from zerog.needs import Limits
 from zerog.orders import APPLIED, REFUSED, Command, Wanted
 
@@ -37,6 +38,8 @@ class Standing:
         self._wanted = Wanted()
         self._done = 0
         self._look = False
+        #: The number of the last command that was done, and what it came to.
+        self._made: tuple[int, str, str | None] | None = None
         #: What is to be done at the end: retire or restart.
         self.then: str | None = None
 
@@ -60,7 +63,7 @@ class Standing:
         ``anew`` says that the agent was not known: its commands are counted from one again.
         """
         if anew:
-            self._done = 0
+            self._done, self._made = 0, None
         if anew or wanted.last >= self._wanted.last:
             self._wanted = wanted
 
@@ -76,9 +79,14 @@ class Standing:
         for command in self._wanted.pending:
             if command.number <= self._done:
                 continue
-            state, message = self._outcome(command, doer)
-            logger.info("command %d: %s: %s", command.number, command.command, message or state)
-            self._superior.acknowledge(self._agent, command.number, state, message)
+            if self._made is None or self._made[0] != command.number:
+                self._made = (command.number, *self._outcome(command, doer))
+                logger.info("command %d: %s: %s", command.number, command.command, self._made[2] or self._made[1])
+            _, state, message = self._made  # what it came to is not found out twice, however often it must be said
+            try:
+                self._superior.acknowledge(self._agent, command.number, state, message)
+            except (UnknownResource, StateConflict, Superseded) as error:
+                logger.info("command %d is nobody's any more: %s", command.number, error)
             self._done = command.number
             if command.command in ("retire", "restart") and state == APPLIED:
                 self.then = command.command

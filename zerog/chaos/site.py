@@ -71,8 +71,8 @@ class Site:
 
     With several ``servers`` nginx stands before them, and clients talk to it: round robin.  ``datastore`` is ``sqlite``
     or a URL; ``queue`` is ``sqlite``, ``beanstalkd`` or ``beanstalkd-durable`` (with a binlog).  The agents ``speak``
-    ``direct``, ``http`` or ``both``.  With ``server`` only agents are started; their settings are those of whoever calls, from the environment and from the file in the working
-    directory.
+    ``direct``, ``http`` or ``both``.  With ``server`` only agents are started; their settings are those of whoever
+    calls, from the environment and from the file in the working directory.
     """
 
     def __init__(

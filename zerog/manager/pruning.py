@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from zerog.datastore.base import Entry
 from zerog.exceptions import Conflict, NotFound
 from zerog.manager.records import Held
 from zerog.manager.waiting import Waiting
+from zerog.notes import Notes, notes_key
 from zerog.record import JobRecord, to_document
 
 #: Entries of a log that are looked at in one go, and jobs that go in one commit.
@@ -103,6 +105,7 @@ class Pruning(Waiting):
             return False
         for attempt in range(1, record.attempt + 1):
             self.store.remove_blob(self.blob_name(record.uuid, attempt))
+        self._remove_notes(record)
         for log in (self.events_log(record.uuid), self.children_log(record.uuid)):
             self.store.remove_log(log)
         failpoints.hit("prune.mid")
@@ -116,6 +119,18 @@ class Pruning(Waiting):
         except NotFound:
             return True  # another prune was faster
         return True
+
+    def _remove_notes(self, record: JobRecord) -> None:
+        """Remove what came over HTTP: the result, and what attempts left that never ended."""
+        if record.result is not None and record.result.blob is not None:
+            self.store.remove_blob(record.result.blob)
+        keys = [notes_key(record.uuid, attempt) for attempt in range(1, record.attempt + 1)]
+        for start in range(0, len(keys), _PAGE):
+            for key, document in self.store.get_many(keys[start : start + _PAGE]).items():
+                for blob in Notes.blobs_of(document.body):
+                    self.store.remove_blob(blob)
+                with suppress(NotFound):
+                    self.store.remove(key)
 
     def tidy(self, after: int = 0) -> int | None:
         """Remove the dead letters of jobs that are gone.

@@ -152,6 +152,11 @@ class OfAgent(Endpoint):
             raise unknown(self.id)
         self.record = found
 
+    async def note(self) -> None:
+        """Note that the agent itself has spoken."""
+        if self.services.master.is_due(self.id):
+            await self.off_loop(self.services.master.note, self.id)
+
 
 def shown_agent(endpoint: Endpoint, record: AgentRecord, state: str, wanted: Wanted | None = None) -> dict[str, Any]:
     """Return an agent as whoever asks may see it.  Reads the store unless ``wanted`` is known."""

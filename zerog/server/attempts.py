@@ -41,8 +41,8 @@ _ATTEMPT = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(\*|[0-9]{1,18})", re.ASCII)
 _REASON = r"^[a-z][a-z0-9_]{0,39}$"
 
-#: What one turn may carry.
-_ITEMS = 1000
+#: What one turn may carry, and how many assignments it may ask for: each needs a connection to the queue.
+_ITEMS, _WANT = 1000, 100
 
 AttemptNumber = Annotated[int, Field(ge=1, le=9_999_999_999)]
 
@@ -87,6 +87,10 @@ class ReportBody(Body):
 
     def report(self, uuid: str, attempt: int, now: float) -> Report:
         """Return it as the master takes it; ``InvalidParameters`` for a checkpoint that is too large."""
+        strange = [place for place, one in enumerate(self.events) if one.at is not None and not is_moment(one.at)]
+        if strange:
+            detail = "it must be a time from 1970 to 2100"
+            raise InvalidParameters(fault(f"/events/{place}/at", detail, "range") for place in strange)
         kept: tuple[Any, ...] = ()
         if "checkpoint" in self.model_fields_set:
             check_state(self.checkpoint, "/checkpoint")
@@ -171,6 +175,11 @@ class OutcomeBody(ReportBody):
         return Failed(message, self.reason or "exception", code, trace, self.final, self.delay)
 
 
+def is_moment(at: datetime) -> bool:
+    """Return whether a time can be one at which something was said."""
+    return 1970 <= at.year <= 2100
+
+
 def _cut(text: str, limit: int = _MAX_TEXT) -> str:
     """Return a text as far as it is kept."""
     return text if len(text) <= limit else text[:limit] + f"… [cut, {len(text)} characters]"
@@ -212,6 +221,7 @@ class AgentWork(AgentAssignments):
         """Be given the next job that fits, at once or within ``Prefer: wait``."""
         if self.request.body:
             self._check_empty()
+        await self.note()
         wait = self.preferred_wait()
         headers = {} if wait is None else {"Preference-Applied": f"wait={wait}"}
         held = await self.as_asked(self._next(wait or 0))
@@ -276,7 +286,7 @@ class TurnBody(Body):
 
     reports: Annotated[list[ReportItem], Field(max_length=_ITEMS)] = Field(default_factory=list)
     outcomes: Annotated[list[OutcomeItem], Field(max_length=_ITEMS)] = Field(default_factory=list)
-    want: Annotated[int, Field(ge=0, le=_ITEMS)] = 0
+    want: Annotated[int, Field(ge=0, le=_WANT)] = 0
 
 
 class AgentTurn(OfAgent):
@@ -406,7 +416,10 @@ class Attempt(OfAttempt):
     async def post(self, parameters: ReportBody) -> Answer:
         """Report progress, events and a checkpoint; that also renews the lease."""
         report = parameters.report(self.job, self.attempt, self.services.clock.now())
-        return Answer(views.progress(await self.services.attempts(report)), page="job")
+        record = await self.services.attempts(report)
+        if record.agent is not None and self.services.master.is_due(record.agent):
+            await self.off_loop(self.services.master.note, record.agent)
+        return Answer(views.progress(record), page="job")
 
 
 class AttemptOutcome(OfAttempt):

@@ -13,7 +13,7 @@ from zerog import views
 from zerog.clock import to_iso
 from zerog.exceptions import InvalidParameters, StateConflict, TooBusy, UnknownResource, ZerogError
 from zerog.fleet import SPEAKING, AgentRecord
-from zerog.needs import MAX_LABELS, is_cpus
+from zerog.needs import LABEL, MAX_LABELS, is_cpus
 from zerog.orders import Command, Wanted
 from zerog.server.agents import Body, LimitsBody, Line, OfAgent, Uuid, fault
 from zerog.server.endpoint import WAIT, Answer, Endpoint, Parameter, ranged
@@ -73,9 +73,20 @@ class CommandBody(Body):
         return found
 
     def _limit_faults(self) -> list[dict[str, Any]]:
-        if self.limits is None:
-            return [fault("/limits", "it is required", "missing")] if "limits" in self.model_fields_set else []
         faults = []
+        for name in ("priority", "limits", "uuid"):
+            if name in self.model_fields_set and getattr(self, name) is None:
+                faults.append(fault(f"/{name}", "it cannot be null", "type"))
+        if self.notBefore is not None and not 1970 <= self.notBefore.year <= 2100:
+            faults.append(fault("/notBefore", "it must be a time from 1970 to 2100", "range"))
+        if self.limits is None:
+            return faults
+        if self.command == "modify":
+            said = {name: getattr(self.limits, name) for name in self.limits.model_fields_set}
+            faults += [fault(f"/limits/{name}", "it cannot be null", "type") for name in said if said[name] is None]
+            for place, label in enumerate(self.limits.labels or ()):
+                if not LABEL.fullmatch(label):
+                    faults.append(fault(f"/limits/labels/{place}", f"it must match {LABEL.pattern}"))
         if self.limits.cpus is not None and not is_cpus(self.limits.cpus):
             faults.append(fault("/limits/cpus", "cores are given to a thousandth"))
         if self.command == "setLimits" and "labels" in self.limits.model_fields_set:
@@ -175,6 +186,8 @@ class AgentCommands(OfAgent):
     async def get(self) -> Answer:
         """Show the commands after a number, at once or as soon as there is one."""
         after, wait = self.request.query["after"], self.preferred_wait()
+        if self.request.principal is None or self.request.principal.may("agent"):
+            await self.note()
         id = self.record.id
         found = await self.off_loop(self._page, after)
         headers = {}

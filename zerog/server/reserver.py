@@ -25,7 +25,7 @@ from functools import partial
 from zerog import failpoints
 from zerog.attempts import Report, Settlement
 from zerog.entries import Entries
-from zerog.exceptions import QueueUnavailable, StoreUnavailable, TooBusy, ZerogError
+from zerog.exceptions import InternalError, QueueUnavailable, StoreUnavailable, TooBusy, ZerogError
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimed, Drop, GiveBack, Held, Missing, Verdict
 from zerog.master import Master
@@ -40,6 +40,9 @@ MOST = 1000
 
 #: Seconds after which what an agent may be given is looked at anew, and between two tries while something is away.
 _LOOK_AGAIN, _AWAY = 1.0, 0.25
+
+#: Connections to the queue that are kept for those that will come.
+_SPARE = 50
 
 #: Seconds after which the loop turns although nothing happened.
 _IDLE = 60.0
@@ -320,15 +323,16 @@ class Reserver(threading.Thread):
 
     def _serve(self, now: float) -> None:
         """Let each that waits ask for what its agent has room for."""
-        of_agent: dict[str, list[Waiting]] = defaultdict(list)
+        of_agent: dict[str, dict[tuple[str, ...] | None, list[Waiting]]] = defaultdict(lambda: defaultdict(list))
         for one in self._undecided():
             if not one.now:
-                of_agent[one.agent].append(one)
+                # Of one agent, but perhaps under tokens that see different types.
+                of_agent[one.agent][None if one.types is None else tuple(one.types)].append(one)
         due = {one.agent for one in self._waiting if now >= one.looked_at + _LOOK_AGAIN} | self._look
         self._look.clear()
         for agent in due:
-            if agent in of_agent:
-                self._serve_agent(of_agent[agent], now)
+            for several in of_agent[agent].values() if agent in of_agent else ():
+                self._serve_agent(several, now)
         for one in self._waiting:
             if one.asked is not None and one.entries is not None and one.entries.queue.look_within() <= 0:
                 self._on_queue(one)
@@ -380,8 +384,11 @@ class Reserver(threading.Thread):
 
     def _give_connection(self, waiting: Waiting) -> None:
         entries, waiting.entries = waiting.entries, None
-        if entries is not None:
+        if entries is not None and len(self._free) < _SPARE:
             self._free.append(entries)
+        elif entries is not None:
+            entries.delete_done()
+            entries.queue.close()
 
     def _register(self, waiting: Waiting) -> None:
         assert waiting.entries is not None
@@ -451,6 +458,10 @@ class Reserver(threading.Thread):
         except StoreUnavailable as error:
             self._wait_for_store(error, rounds)
             return
+        except Exception:
+            logger.exception("what came together could not be written")
+            self._give_up_on(claiming, rounds)
+            return
         self._claiming.clear()
         for one, done in zip(rounds, results, strict=True):
             one.results, one.written = done, True
@@ -461,6 +472,18 @@ class Reserver(threading.Thread):
         for one in rounds:
             self._finish_round(one)
         self._after(turn)
+
+    def _give_up_on(self, claiming: Sequence[Waiting], rounds: Sequence[Round]) -> None:
+        """Be done with what shows a defect: its entries come again later, and whoever asked is told."""
+        self._claiming.clear()
+        for place in claiming:
+            if place.entries is not None:
+                place.entries.give_back(self._manager.lease / 3, None)
+            self._finish(place, None if place.now else InternalError())
+        for one in rounds:
+            if one in self._rounds:
+                self._rounds.remove(one)
+            one.deliver(InternalError())
 
     def _after(self, turn: Turn) -> None:
         try:
@@ -492,6 +515,9 @@ class Reserver(threading.Thread):
             raise
         except ZerogError as error:
             return error
+        except Exception:
+            logger.exception("job %s cannot be claimed", self._uuid(waiting))
+            return InternalError()
 
     def _settle(self, waiting: Waiting, verdict: Verdict | ZerogError) -> None:
         entries = waiting.entries
