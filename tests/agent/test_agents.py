@@ -276,3 +276,31 @@ def test_an_agent_elsewhere_waits_for_the_silence_of_the_one_that_has_its_name(t
 def _stop(process: Process) -> None:
     process.signal(signal.SIGKILL)
     process.popen.wait(10)
+
+
+@pytest.mark.requirement("M13", "M25")
+def test_who_executes_itself_anew_goes_on_at_once_however_long_the_lease_is(tmp_path: Path) -> None:
+    with deployed(tmp_path, lease="60", sweep="30", http=False) as zerog:
+        zerog.agents.pop().terminate()
+        zerog.start_agent(name="one")
+        wait_until(lambda: state(zerog) == "running", 10, "the agent")
+        before = shown(zerog)["instance"]
+        applied(zerog, tell(zerog, "restart"))
+        wait_until(lambda: shown(zerog)["instance"] != before and state(zerog) == "running", 8, "it to begin anew")
+        began = time.monotonic()
+        assert zerog.wait(zerog.submit("noop"))["agent"] == "one"
+        assert time.monotonic() - began < 8, "and not after a lease"
+
+
+@pytest.mark.requirement("M11", "M14")
+@pytest.mark.parametrize("zerog", ["direct"], indirect=True)
+def test_a_job_that_is_modified_while_it_runs_is_found_where_it_belongs(zerog: Deployment, tmp_path: Path) -> None:
+    zerog.agents.pop().terminate()
+    zerog.restart_server(sweep="600")
+    zerog.start_agent(name="two")
+    uuid = zerog.submit("steps", {"path": str(tmp_path / "steps"), "count": 40, "bad": 39, "how": "raise"})
+    zerog.wait_for(uuid, state="running")
+    answer = zerog.client.patch(f"/jobs/{uuid}", json={"limits": {"ram": 1000}}, headers={"If-Match": "*"})
+    assert answer.status_code == 200
+    record = zerog.wait(uuid, 20)
+    assert (record["state"], record["attempt"], record["limits"]["ram"]) == ("succeeded", 2, 1000)

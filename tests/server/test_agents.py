@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -758,3 +759,108 @@ def test_a_turn_says_many_things_and_asks_for_more(zerog: Deployment, agent: Spe
         assert [one["state"] for one in done["outcomes"]] == ["succeeded"] * 4
     assert view(zerog, agent.id)["processedJobs"]["count"] == 5, "each counted once"
     assert view(zerog, agent.id)["tasks"]["count"] == 0
+
+
+@pytest.mark.requirement("M5")
+def test_one_odd_item_is_refused_and_the_others_and_other_agents_go_on(zerog: Deployment, agent: Speaker) -> None:
+    uuid = zerog.submit("noop")
+    given = agent.take(5)
+    assert given is not None
+    odd = {"events": [{"message": "x", "at": "0001-01-01T00:00:00+14:00"}]}
+    answer = agent.report(given, **odd)
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/events/0/at")
+    body = {"reports": [{"uuid": uuid, "attempt": 1, **odd}]}
+    assert zerog.client.post(f"/agents/{agent.id}/turns", json=body).status_code == 422
+    unknown = "0" * 8 + "-0000-4000-8000-" + "0" * 12
+    body = {"reports": [{"uuid": unknown, "attempt": 1}, {"uuid": uuid, "attempt": 1, "completeness": 0.5}]}
+    answer = zerog.client.post(f"/agents/{agent.id}/turns", json=body)
+    assert [one["status"] for one in answer.json()["reports"]] == [404, 200]
+    assert agent.end(given).status_code == 200
+
+
+BAD_CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"limits": {"ram": None}}, "/limits/ram"),
+    ({"limits": {"cpus": None}}, "/limits/cpus"),
+    ({"limits": {"labels": ["a b"]}}, "/limits/labels/0"),
+    ({"limits": None}, "/limits"),
+    ({"priority": None}, "/priority"),
+    ({"notBefore": "0001-01-01T00:00:00+14:00"}, "/notBefore"),
+]
+
+
+@pytest.mark.requirement("M11")
+@pytest.mark.parametrize(("change", "pointer"), BAD_CHANGES)
+def test_a_modification_that_cannot_be_leaves_the_job_as_it_was(
+    zerog: Deployment, agent: Speaker, change: dict[str, Any], pointer: str
+) -> None:
+    uuid = zerog.submit("noop")
+    given = agent.take(5)
+    assert given is not None
+    before = zerog.job(uuid)
+    answer = tell(zerog, agent.id, "modify", uuid=uuid, **change)
+    assert answer.status_code == 422
+    assert pointer in [one["pointer"] for one in answer.json()["errors"]]
+    assert zerog.job(uuid) == before
+    assert agent.end(given).status_code == 200
+
+
+@pytest.mark.requirement("M7")
+def test_the_last_piece_may_come_twice_and_a_new_beginning_spoils_nothing(zerog: Deployment, agent: Speaker) -> None:
+    uuid = zerog.submit("noop")
+    given = agent.take(5)
+    assert given is not None
+    chunk = 262_144
+
+    def put(content: bytes, first: int, total: str) -> int:
+        headers = {"Content-Range": f"bytes {first}-{first + len(content) - 1}/{total}"}
+        return zerog.client.put(f"{given['href']}/data", content=content, headers=headers).status_code
+
+    assert put(b"a" * chunk, 0, "*") == 204
+    assert [put(b"b", chunk, str(chunk + 1)) for _ in range(3)] == [204] * 3
+    assert put(b"c" * chunk, 0, "*") == 204, "another beginning, which never comes to its end"
+    assert agent.end(given).status_code == 200
+    assert zerog.client.get(f"/jobs/{uuid}/data").content == b"a" * chunk + b"b"
+
+
+@pytest.mark.requirement("M7")
+def test_what_came_over_http_is_removed_with_its_job(zerog: Deployment, agent: Speaker) -> None:
+    uuid = zerog.submit("noop")
+    given = agent.take(5)
+    assert given is not None
+    href = f"{given['href']}/data"
+    headers = {"Content-Range": "bytes 0-262143/*"}
+    assert zerog.client.put(href, content=b"x" * 262_144, headers=headers).status_code == 204
+    agent.begin_anew()
+    agent.hear()
+    second = agent.take(5)
+    assert second is not None and second["attempt"] == 2
+    assert zerog.client.put(f"{second['href']}/data", content=b"y" * 600_000).status_code == 204
+    agent.end(second)
+    assert len(zerog.client.get(f"/jobs/{uuid}/data").content) == 600_000
+    answer = zerog.client.post("/jobs:prune", json={"olderThan": 0, "type": "noop"})
+    assert answer.json()["pruned"] >= 1
+    assert zerog.client.get(f"/jobs/{uuid}").status_code == 404
+    if "ZEROG_DATASTORE" not in zerog.environment:
+        with sqlite3.connect(zerog.folder / "var" / "zerog.db") as store:
+            left = [str(row) for table in ("documents", "chunks") for row in rows_of(store, table) if uuid in str(row)]
+        assert left == []
+
+
+def rows_of(store: sqlite3.Connection, table: str) -> list[Any]:
+    """Return the keys of a table of the store."""
+    columns = [row[1] for row in store.execute(f"PRAGMA table_info({table})") if row[2].upper() == "TEXT"]
+    assert columns, f"the store has no table {table} with names"
+    return store.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall()
+
+
+@pytest.mark.requirement("M13", "M17")
+def test_any_request_is_a_sign_of_life(zerog: Deployment, agent: Speaker) -> None:
+    zerog.submit("noop")
+    given = agent.take(5)
+    assert given is not None
+    end = time.monotonic() + 1.5 * LEASE
+    while time.monotonic() < end:
+        assert agent.report(given).status_code == 200
+        assert view(zerog, agent.id)["state"] == "running"
+        time.sleep(LEASE / 6)  # as an agent does that only reports
+    agent.end(given)
