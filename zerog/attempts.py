@@ -17,6 +17,7 @@ from zerog.exceptions import (
     Conflict,
     InvalidParameter,
     NotFound,
+    StateConflict,
     StoreAmbiguous,
     StoreUnavailable,
     Superseded,
@@ -168,6 +169,8 @@ class Attempts:
             writer.write(item.data)
             writer.close()
             return Result("application/json", writer.size, blob=writer.blob)
+        if notes is not None and notes.part is not None and notes.output is None:
+            raise StateConflict("the last piece of the data has not come: it names the total in Content-Range")
         if notes is None or notes.output is None:
             return None
         return Result(notes.output["mediaType"], notes.output["size"], blob=notes.output["blob"])

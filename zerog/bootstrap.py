@@ -238,17 +238,26 @@ def make_lock(settings: Settings, clock: Clock, name: str) -> Lock:
 
 def heartbeat_of(settings: Settings) -> float:
     """Return the seconds between two signs of life of an agent: three fit into a lease."""
-    return settings.heartbeat if settings.heartbeat is not None else max(1.0, settings.lease / 3)
+    if settings.heartbeat is None:
+        return max(1.0, settings.lease / 3)
+    if settings.heartbeat > settings.lease / 3:
+        raise BadSetting(
+            f"heartbeat ({settings.sources['heartbeat']}) is {settings.heartbeat:g} s: it must be a third of the lease "
+            f"({settings.lease:g} s) at most"
+        )
+    return settings.heartbeat
 
 
 def take_name(settings: Settings) -> Name:
     """Return the agent's id, held; that of the process that executed itself anew as this one, if it did."""
     directory = settings.path(settings.run_dir) / "agents"
     kept = os.environ.pop(KEPT_NAME, None)
-    descriptor, wanted, former = None, settings.name, None
+    descriptor: int | None = None
+    wanted, former = settings.name, None
     if kept is not None:
-        number, wanted, former = kept.split(":")
-        descriptor = int(number)
+        # Of an older version there may be less, of a newer one more: what is not understood is not needed.
+        number, wanted, *rest = kept.split(":")
+        descriptor, former = int(number), rest[0] if rest else None
     try:
         name = Name(directory, wanted, stem_of(socket.gethostname()), descriptor)
         name.former = former
@@ -388,6 +397,8 @@ def _by_http(settings: Settings, registry: Registry, clock: Clock, agent: str, d
 def _served(settings: Settings, registry: Registry) -> Sequence[str]:
     """Return the job types that an agent serves."""
     names = settings.job_types if settings.job_types is not None else tuple(registry.names)
+    if not names:
+        raise BadSetting(f"job_types ({settings.sources['job_types']}): an agent must serve one at least")
     for name in names:
         if name not in registry:
             known = ", ".join(registry.names)

@@ -132,6 +132,8 @@ def server(config: str | None, verbose: bool, **flags: Any) -> None:
 
 @main.command()
 @with_settings("everything", "agent")
+@click.option("--token", metavar="TOKEN", help="token to send to the masters  [ZEROG_TOKEN]")
+@click.option("--ca", metavar="FILE", help="PEM file with the certificates to trust  [ZEROG_CA]")
 def worker(config: str | None, verbose: bool, **flags: Any) -> None:
     """Start an agent: the daemon that runs jobs.  SIGTERM drains it, a second one stops it now."""
     from zerog.daemons import run_worker

@@ -284,7 +284,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("max_jobs", 1000, _count, "jobs after which a child process is replaced", "agent"),
     Setting("max_memory", "512MiB", _bytes, "memory above which a child process is replaced after its job", "agent"),
     Setting("server", "http://127.0.0.1:8888", _url("http", "https"), "the server that commands talk to", "client"),
-    Setting("token", None, _text, "token that commands send", "client"),
+    Setting("token", None, _text, "token that commands send, and agents that speak HTTP alone", "client"),
     Setting("ca", None, _text, "PEM file with the certificates that commands trust, instead of the system's", "client"),
 )  # fmt: skip
 

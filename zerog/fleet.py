@@ -429,6 +429,11 @@ class Fleet:
         record = self._recent(id)
         return record is None or (record.direct and record.speaks and not self.gone(id, record.instance))
 
+    def is_known(self, id: str) -> bool:
+        """Return whether an agent was known a moment ago, without asking the store."""
+        record, read_at = self._known.get(id, (None, -_FRESH))
+        return record is not None and self._clock.monotonic() - read_at < _FRESH
+
     def speaks_http(self, id: str) -> bool:
         """Return whether an agent speaks HTTP alone."""
         record = self._recent(id)

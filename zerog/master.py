@@ -357,7 +357,7 @@ class Master:
             moment = changes["not_before"]
             members["notBefore"] = None if moment is None else to_iso(moment)
         assert record.agent is not None
-        key = f"modify.{record.uuid}.{record.revision}"
+        key = f" modify {record.uuid} {record.revision}"  # no request can have such a key
         self.orders.give(record.agent, "modify", members, key)
         self._note_needs(record)
         self.manager.tell_agents([record.agent], "orders")

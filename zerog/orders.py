@@ -10,6 +10,7 @@ What was acknowledged moves to a document of its own. ::
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,15 @@ from typing import Any
 from zerog import codec
 from zerog.clock import Clock, from_iso, to_iso
 from zerog.datastore.base import Datastore
-from zerog.exceptions import AlreadyExists, CorruptDocument, NotFound, StateConflict, TooBusy, UnknownResource
+from zerog.exceptions import (
+    AlreadyExists,
+    CorruptDocument,
+    IdempotencyKeyReused,
+    NotFound,
+    StateConflict,
+    TooBusy,
+    UnknownResource,
+)
 from zerog.needs import UNSAID, Limits
 
 #: The commands, and whether each leaves something behind: what is wanted of the agent from then on.
@@ -75,7 +84,8 @@ class Wanted:
     #: Whether it is to take no jobs until it is told to resume.
     drained: bool = False
     limits: Limits = UNSAID
-    keys: Mapping[str, int] = field(default_factory=dict)
+    #: Key of a request → the number of the command that it made, and what tells that from another.
+    keys: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
     def document(self) -> bytes:
         """Write it as the JSON that the store keeps."""
@@ -102,7 +112,7 @@ class Wanted:
                 tuple(Command.read(one) for one in members["pending"]),
                 bool(members["drained"]),
                 Limits.read(members["limits"]),
-                members["keys"],
+                {key: (int(number), said) for key, (number, said) in members["keys"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptDocument(f"no orders of an agent: {error}") from error
@@ -116,7 +126,8 @@ class Wanted:
                 drained = command == "drain"
             case "setLimits":
                 limits = Limits(**{**limits.members(), **members["limits"]})
-        keys = self.keys if key is None else dict([*self.keys.items(), (key, made.number)][-_KEYS:])
+        said = (made.number, _digest(command, members))
+        keys = self.keys if key is None else dict([*self.keys.items(), (key, said)][-_KEYS:])
         return replace(self, last=made.number, pending=(*self.pending, made), drained=drained, limits=limits, keys=keys)
 
 
@@ -147,7 +158,9 @@ class Orders:
             nonlocal number
             wanted = Wanted.read(body)
             if key is not None and key in wanted.keys:
-                number = wanted.keys[key]
+                number, before = wanted.keys[key]
+                if before != _digest(command, members):
+                    raise IdempotencyKeyReused("this Idempotency-Key was used for another command")
                 return None
             if len(wanted.pending) >= _WAITING:
                 raise TooBusy(f"{_WAITING} commands wait for the agent {id} already")
@@ -220,6 +233,11 @@ class Orders:
             self._store.remove(key)
         except NotFound:
             return
+
+
+def _digest(command: str, members: Mapping[str, Any]) -> str:
+    """Return a text that is another for another command."""
+    return hashlib.blake2b(codec.canonical([command, members]), digest_size=6).hexdigest()
 
 
 def key_of(id: str) -> str:

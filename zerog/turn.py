@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from zerog.attempts import Report, Settlement
 from zerog.exceptions import (
-    AlreadyFinished,
     CorruptDocument,
     InternalError,
     NewerVersion,
+    StateConflict,
     StoreUnavailable,
     Superseded,
     UnknownResource,
@@ -31,7 +31,7 @@ _NO_ROOM = 0.1
 logger = logging.getLogger(__name__)
 
 #: What is wrong with one item, and no other.
-_WRONG = (Superseded, AlreadyFinished, UnknownResource, CorruptDocument, NewerVersion)
+_WRONG = (Superseded, StateConflict, UnknownResource, CorruptDocument, NewerVersion)
 
 
 def item_uuid(item: Report | Settlement) -> str:

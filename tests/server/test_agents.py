@@ -864,3 +864,56 @@ def test_any_request_is_a_sign_of_life(zerog: Deployment, agent: Speaker) -> Non
         assert view(zerog, agent.id)["state"] == "running"
         time.sleep(LEASE / 6)  # as an agent does that only reports
     agent.end(given)
+
+
+# What was once wrong
+
+
+@pytest.mark.requirement("M25")
+def test_a_key_gives_one_command_and_no_other(zerog: Deployment, agent: Speaker) -> None:
+    key = {"Idempotency-Key": "the-same"}
+    path = f"/agents/{agent.id}/commands"
+    first = zerog.client.post(path, json={"command": "resume"}, headers=key)
+    again = zerog.client.post(path, json={"command": "resume"}, headers=key)
+    assert [first.json()["number"], again.json()["number"]] == [1, 1]
+    other = zerog.client.post(path, json={"command": "drain"}, headers=key)
+    assert code(other) == (422, "idempotency_key_reused")
+    assert [one["command"] for one in agent.commands()] == ["resume"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"hostname": ""}, {"label": ""}, {"label": "no such"}, {"hostname": None, "label": None}],
+)
+def test_a_command_to_nobody_in_particular_is_refused(zerog: Deployment, agent: Speaker, body: dict[str, Any]) -> None:
+    answer = zerog.client.post("/agents/commands", json={"command": "retire", **body})
+    assert answer.status_code == 422
+    assert agent.commands() == []
+
+
+def test_a_turn_of_an_agent_that_never_spoke_is_refused(zerog: Deployment) -> None:
+    for body in ({}, {"want": 1}):
+        assert code(zerog.client.post("/agents/ghost/turns", json=body)) == (404, "unknown_agent")
+
+
+def test_a_success_whose_data_have_not_come_whole_is_refused(zerog: Deployment, agent: Speaker) -> None:
+    zerog.submit("noop")
+    given = agent.take(5)
+    assert given is not None
+    headers = {"Content-Range": "bytes 0-262143/*"}
+    zerog.client.put(f"{given['href']}/data", content=b"x" * 262_144, headers=headers)
+    assert code(agent.end(given)) == (409, "conflict")
+    headers = {"Content-Range": "bytes 262144-262144/262145"}
+    assert zerog.client.put(f"{given['href']}/data", content=b"y", headers=headers).status_code == 204
+    assert agent.end(given).status_code == 200
+
+
+@pytest.mark.parametrize("moment", ["1796169600", 1796169600, "0001-01-01T00:00:00+14:00", "9999-01-01T00:00:00Z"])
+def test_what_is_no_time_is_refused_everywhere(zerog: Deployment, agent: Speaker, moment: Any) -> None:
+    uuid = zerog.submit("noop")
+    given = agent.take(5)
+    assert given is not None
+    assert patch(zerog, uuid, {"notBefore": moment}).status_code == 422
+    assert agent.report(given, events=[{"message": "", "at": moment}]).status_code == 422
+    assert tell(zerog, agent.id, "modify", uuid=uuid, notBefore=moment).status_code == 422
+    agent.end(given)

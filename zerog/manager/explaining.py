@@ -67,7 +67,7 @@ class Explaining(Pausing):
 
     def _without_room(self, record: JobRecord) -> tuple[str, dict[str, Any]] | None:
         """Say why no agent could take a job now; None if one could."""
-        serving = [(one, wanted) for one, wanted in self.agents() if record.job_type in one.job_types]
+        serving = [(one, wanted) for one, wanted in self.agents(0.0) if record.job_type in one.job_types]
         if not serving:
             return "no_agent", {"jobType": record.job_type}
         if not record.needs:

@@ -115,7 +115,7 @@ class Needing(Records):
         if agent is None:
             return
         if self.fleet.speaks_http(agent):
-            key = f"{command}.{record.uuid}.{record.revision}.{record.attempt}"
+            key = f" {command} {record.uuid} {record.revision} {record.attempt}"  # no request can have such a key
             self.orders.give(agent, command, members, key)
         else:
             self.tell_agents([agent], record.uuid)
@@ -127,11 +127,11 @@ class Needing(Records):
 
     # Who could run a job
 
-    def agents(self) -> list[tuple[AgentRecord, Wanted]]:
-        """Return the agents that run now and what is wanted of each, as of a second ago at most."""
-        known, read_at = getattr(self, "_agents", ([], -_FRESH))
+    def agents(self, within: float = _FRESH) -> list[tuple[AgentRecord, Wanted]]:
+        """Return the agents that run now and what is wanted of each, as of so many seconds ago at most."""
+        known, read_at = getattr(self, "_agents", ([], float("-inf")))
         now = self.clock.monotonic()
-        if now - read_at >= _FRESH:
+        if now - read_at >= within:
             records = [one for one in self.fleet.living() if self.fleet.state(one) == "running"]
             wanted = self.orders.wanted_of([one.id for one in records])
             known = [(one, wanted[one.id]) for one in records if not wanted[one.id].drained]

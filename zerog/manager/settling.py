@@ -153,7 +153,8 @@ class Settling(Needing):
                 failed_on=_also(record.failed_on, record.agent),
                 **spent,
             )
-        return self._failed(record, decision.code, decision.reason, decision.message, **spent)
+        failed_on = _also(record.failed_on, record.agent)
+        return self._failed(record, decision.code, decision.reason, decision.message, failed_on=failed_on, **spent)
 
     def _failed(self, record: JobRecord, code: int, reason: str, message: str, **changes: Any) -> JobRecord:
         now = self.clock.now()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from zerog import codec, views
-from zerog.exceptions import AgentAlive, InvalidParameters
+from zerog.exceptions import AgentAlive, Forbidden, InvalidParameters
 from zerog.fleet import LOG_EXCEPTIONS, LOG_FAILURES, LOG_JOBS, STATES, AgentRecord, Assignment, is_id
 from zerog.manager import Page
 from zerog.manager.needing import limits_of
@@ -16,6 +17,7 @@ from zerog.needs import LABEL, MAX_LABELS, Limits, is_cpus
 from zerog.orders import Wanted
 from zerog.server.collection import CURSOR, LIMIT, collection
 from zerog.server.endpoint import Answer, Endpoint, Parameter, chosen, ranged
+from zerog.server.run import parse_moment
 
 #: Assignments, types and others that one agent may name.
 _MANY = 10_000
@@ -27,9 +29,24 @@ _UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 
 #: A line of text: no control characters.
 Line = Annotated[str, StringConstraints(max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")]
+JobType = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,99}$")]
 Uuid = Annotated[str, StringConstraints(pattern=_UUID)]
 Bytes = Annotated[int, Field(ge=0, lt=2**53)]
 Cores = Annotated[float, Field(ge=0, le=100_000)]
+
+
+def _text_moment(text: Any) -> float:
+    """Read a time; a number, also as a text, is none."""
+    if not isinstance(text, str):
+        raise ValueError("a time as in RFC 3339, such as 2026-01-31T12:00:00Z")
+    moment = parse_moment(text)
+    if not 0 <= moment < 4_102_444_800:
+        raise ValueError("a time from 1970 to 2100")
+    return moment
+
+
+#: A time as in RFC 3339, with its zone; read as seconds since 1970.
+Moment = Annotated[float, BeforeValidator(_text_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
 Seconds = Annotated[float, Field(ge=0, le=31_536_000)]
 
 
@@ -83,7 +100,7 @@ class AgentBody(Body):
     id: Line
     hostname: Line | None = None
     version: Line | None = None
-    jobTypes: Annotated[list[Line], Field(max_length=_MANY)] | None = None
+    jobTypes: Annotated[list[JobType], Field(max_length=1000)] | None = None
     labels: Annotated[list[Line], Field(max_length=MAX_LABELS)] | None = None
     cpus: Cores | None = None
     ram: Bytes | None = None
@@ -219,7 +236,12 @@ class Agents(Endpoint):
 
     async def post(self, parameters: AgentBody) -> Answer:
         """Register an agent, or hear that it lives: it says what it has and what it answers for."""
-        heard = await self.off_loop(self._hear, parameters.registration())
+        news = parameters.registration()
+        if self.limited:
+            await self.off_loop(check_speaks_for, self, news.id)
+            seen = None if news.job_types is None else tuple(one for one in news.job_types if self.sees(one))
+            news = replace(news, job_types=seen)  # it will be given no others
+        heard = await self.off_loop(self._hear, news)
         view = await self.off_loop(self._registered, heard)
         return Answer(view, 201 if heard.new else 200, {"Location": views.agent_href(heard.record.id)}, "agent")
 
@@ -265,8 +287,16 @@ class Agent(OfAgent):
 
     async def delete(self) -> Answer:
         """Forget the agent: what it had is given back, and goes on elsewhere at once."""
+        await self.off_loop(check_speaks_for, self, self.id)
         await self.off_loop(self.services.master.leave, self.id)
         return Answer(status=204)
+
+
+def check_speaks_for(endpoint: Endpoint, id: str) -> None:
+    """Refuse a limited token that would speak for an agent which serves types that do not exist for it."""
+    record = endpoint.manager.fleet.get(id) if endpoint.limited else None
+    if record is not None and not all(endpoint.sees(name) for name in record.job_types):
+        raise Forbidden("the token does not allow all job types of this agent")
 
 
 class OfHistory(OfAgent):

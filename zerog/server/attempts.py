@@ -7,11 +7,10 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from zerog import codec, views
 from zerog.attempts import Report, Settlement, Upload
@@ -20,6 +19,7 @@ from zerog.exceptions import (
     InternalError,
     InvalidParameter,
     InvalidParameters,
+    StateConflict,
     Superseded,
     TooBusy,
     UnknownJob,
@@ -32,10 +32,11 @@ from zerog.manager import Held
 from zerog.outcome import Cancelled, Crashed, Failed, GivenBack, Outcome, Requeued, Succeeded
 from zerog.questions import answered
 from zerog.record import Event, JobRecord
-from zerog.server.agents import AgentAssignments, Body, OfAgent, Seconds, Uuid, fault
+from zerog.server.agents import AgentAssignments, Body, Moment, OfAgent, Seconds, Uuid, fault
 from zerog.server.collection import OfJob
 from zerog.server.endpoint import BYTES, JSON, NO_SUCH_JOB, WAIT, Answer, header
 from zerog.server.reserver import Delivered, Done, Round, Waiting
+from zerog.turn import item_uuid
 
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(\*|[0-9]{1,18})", re.ASCII)
@@ -55,7 +56,7 @@ _MAX_TEXT = 16 * 1024
 _MAX_MESSAGE = 1000
 _MAX_STATE = 64 * 1024
 
-_ENDED = (AlreadyFinished, Superseded, UnknownResource)
+_ENDED = (AlreadyFinished, Superseded, StateConflict, UnknownResource)
 
 
 class EventBody(Body):
@@ -64,7 +65,7 @@ class EventBody(Body):
     level: Literal["event", "warning", "error"] = "event"
     message: Annotated[str, Field(max_length=1_000_000)]
     code: Annotated[int, Field(ge=-(2**53), lt=2**53)] | None = None
-    at: AwareDatetime | None = None
+    at: Moment | None = None
     source: Literal["stdout", "stderr"] | None = None
 
 
@@ -87,10 +88,6 @@ class ReportBody(Body):
 
     def report(self, uuid: str, attempt: int, now: float) -> Report:
         """Return it as the master takes it; ``InvalidParameters`` for a checkpoint that is too large."""
-        strange = [place for place, one in enumerate(self.events) if one.at is not None and not is_moment(one.at)]
-        if strange:
-            detail = "it must be a time from 1970 to 2100"
-            raise InvalidParameters(fault(f"/events/{place}/at", detail, "range") for place in strange)
         kept: tuple[Any, ...] = ()
         if "checkpoint" in self.model_fields_set:
             check_state(self.checkpoint, "/checkpoint")
@@ -175,19 +172,13 @@ class OutcomeBody(ReportBody):
         return Failed(message, self.reason or "exception", code, trace, self.final, self.delay)
 
 
-def is_moment(at: datetime) -> bool:
-    """Return whether a time can be one at which something was said."""
-    return 1970 <= at.year <= 2100
-
-
 def _cut(text: str, limit: int = _MAX_TEXT) -> str:
     """Return a text as far as it is kept."""
     return text if len(text) <= limit else text[:limit] + f"… [cut, {len(text)} characters]"
 
 
 def _event(one: EventBody, now: float) -> Event:
-    at = one.at.timestamp() if isinstance(one.at, datetime) else now
-    return Event(at, one.level, _cut(one.message), one.code, source=one.source)
+    return Event(one.at if one.at is not None else now, one.level, _cut(one.message), one.code, source=one.source)
 
 
 def check_state(state: Any, pointer: str) -> None:
@@ -202,7 +193,6 @@ class AgentWork(AgentAssignments):
 
     role: ClassVar = {"POST": "agent"}
     takes_json = ("POST",)
-    body_optional = ("POST",)
     responses = {
         **AgentAssignments.responses,
         "POST": {201: ("an attempt is begun", "Assignment"), 204: ("there is nothing for it now", None)},
@@ -219,8 +209,7 @@ class AgentWork(AgentAssignments):
 
     async def post(self) -> Answer:
         """Be given the next job that fits, at once or within ``Prefer: wait``."""
-        if self.request.body:
-            self._check_empty()
+        self._check_empty()
         await self.note()
         wait = self.preferred_wait()
         headers = {} if wait is None else {"Preference-Applied": f"wait={wait}"}
@@ -302,22 +291,26 @@ class AgentTurn(OfAgent):
     problems: ClassVar = {"POST": (TooBusy,)}
 
     async def find(self) -> None:
-        """Take what the path names: the agent is read where it is written."""
+        """Take what the path names; that the agent is known is known for a moment."""
         self.agent_id = self.id
+        if not self.manager.fleet.is_known(self.agent_id):
+            await super().find()
 
     async def post(self, parameters: TurnBody) -> Answer:
         """Report and end attempts, each as its own request would, and be given up to ``want`` that are ready now."""
         now = self.services.clock.now()
-        if self.limited:
-            await self._check_types([*parameters.reports, *parameters.outcomes])
+        hidden = await self._hidden([*parameters.reports, *parameters.outcomes]) if self.limited else set()
         reports = [one.report(one.uuid.lower(), one.attempt, now) for one in parameters.reports]
         outcomes = [_settlement(one, now) for one in parameters.outcomes]
-        done = await self._turn([*reports, *outcomes], parameters.want)
+        items: list[Report | Settlement] = [*reports, *outcomes]
+        seen = [one for one in items if item_uuid(one) not in hidden]
+        done = await self._turn(seen, parameters.want)
         if isinstance(done, ZerogError):
             raise done
         if self.manager.ended_parents:
             self.services.hurry("release")
-        shown = [_verdict(one) for one in done.results]
+        verdicts = iter(done.results)
+        shown = [_verdict(next(verdicts) if item_uuid(one) not in hidden else UnknownJob(NO_SUCH_JOB)) for one in items]
         lease = self.manager.lease
         body = {
             "reports": shown[: len(reports)],
@@ -333,10 +326,10 @@ class AgentTurn(OfAgent):
         for held in given:
             self.services.master.give_back(held)
 
-    async def _check_types(self, items: Sequence[ReportItem | OutcomeItem]) -> None:
+    async def _hidden(self, items: Sequence[ReportItem | OutcomeItem]) -> set[str]:
+        """Return the jobs that do not exist for whoever asks."""
         found = await self.off_loop(self.manager.get_many, [one.uuid.lower() for one in items])
-        if any(not self.sees(record.job_type) for record in found.values()):
-            raise UnknownJob(NO_SUCH_JOB)
+        return {uuid for uuid, record in found.items() if not self.sees(record.job_type)}
 
     async def _turn(self, items: Sequence[Report | Settlement], want: int) -> Done | ZerogError:
         loop = asyncio.get_running_loop()

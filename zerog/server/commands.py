@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from zerog import views
 from zerog.clock import to_iso
-from zerog.exceptions import InvalidParameters, StateConflict, TooBusy, UnknownResource, ZerogError
+from zerog.exceptions import (
+    IdempotencyKeyReused,
+    InvalidParameters,
+    StateConflict,
+    TooBusy,
+    UnknownResource,
+    ZerogError,
+)
 from zerog.fleet import SPEAKING, AgentRecord
 from zerog.needs import LABEL, MAX_LABELS, is_cpus
 from zerog.orders import Command, Wanted
-from zerog.server.agents import Body, LimitsBody, Line, OfAgent, Uuid, fault
+from zerog.server.agents import Body, LimitsBody, Line, Moment, OfAgent, Uuid, fault
 from zerog.server.endpoint import WAIT, Answer, Endpoint, Parameter, ranged
-from zerog.server.run import KEY
+from zerog.server.run import KEY, YEAR
 
 #: Seconds between two looks at the orders of agents that wait for some, and how many of them a second.
 _EVERY = 0.1
@@ -50,7 +58,7 @@ class CommandBody(Body):
     uuid: Uuid | None = None
     limits: NeedsBody | None = None
     priority: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None
-    notBefore: AwareDatetime | None = None
+    notBefore: Moment | None = None
 
     def members(self) -> dict[str, Any]:
         """Return what belongs to the command, as it is kept; ``InvalidParameters`` for what does not."""
@@ -58,6 +66,8 @@ class CommandBody(Body):
         own = {"uuid", "limits", "priority", "notBefore"} & self.model_fields_set
         faults = [fault(f"/{name}", "it is required", "missing") for name in sorted(must - own)]
         faults += [fault(f"/{name}", f"it does not belong to {self.command}") for name in sorted(own - must - may)]
+        if self.command == "modify" and not own - must:
+            faults.append(fault("", "it must have priority, notBefore or limits", "missing"))
         faults += self._limit_faults()
         if faults:
             raise InvalidParameters(faults)
@@ -69,7 +79,7 @@ class CommandBody(Body):
         if self.priority is not None:
             found["priority"] = self.priority
         if "notBefore" in own:
-            found["notBefore"] = None if self.notBefore is None else to_iso(self.notBefore.timestamp())
+            found["notBefore"] = None if self.notBefore is None else to_iso(self.notBefore)
         return found
 
     def _limit_faults(self) -> list[dict[str, Any]]:
@@ -77,8 +87,8 @@ class CommandBody(Body):
         for name in ("priority", "limits", "uuid"):
             if name in self.model_fields_set and getattr(self, name) is None:
                 faults.append(fault(f"/{name}", "it cannot be null", "type"))
-        if self.notBefore is not None and not 1970 <= self.notBefore.year <= 2100:
-            faults.append(fault("/notBefore", "it must be a time from 1970 to 2100", "range"))
+        if self.notBefore is not None and self.notBefore > time.time() + YEAR:
+            faults.append(fault("/notBefore", "it must be at most a year ahead", "range"))
         if self.limits is None:
             return faults
         if self.command == "modify":
@@ -97,8 +107,8 @@ class CommandBody(Body):
 class ManyBody(CommandBody):
     """A command to the agents of a host, or with a label."""
 
-    hostname: Line | None = None
-    label: Line | None = None
+    hostname: Annotated[Line, Field(min_length=1)] | None = None
+    label: Annotated[str, Field(pattern=f"^(?:{LABEL.pattern})$")] | None = None
 
 
 class AckBody(Body):
@@ -181,7 +191,7 @@ class AgentCommands(OfAgent):
         "GET": {200: ("the commands, in order; with Prefer: wait when there is one", "Commands")},
         "POST": {202: ("the agent will hear it", "Command")},
     }
-    problems: ClassVar = {"POST": (StateConflict, TooBusy)}
+    problems: ClassVar = {"POST": (StateConflict, TooBusy, IdempotencyKeyReused)}
 
     async def get(self) -> Answer:
         """Show the commands after a number, at once or as soon as there is one."""
@@ -228,7 +238,7 @@ class ManyCommands(Endpoint):
     parameters: ClassVar = {"POST": ManyBody}
     headers: ClassVar = {"POST": (KEY,)}
     responses = {"POST": {202: ("the commands that were given, one for each agent", "Commands")}}
-    problems: ClassVar = {"POST": (StateConflict, TooBusy)}
+    problems: ClassVar = {"POST": (StateConflict, TooBusy, IdempotencyKeyReused)}
 
     async def post(self, parameters: ManyBody) -> Answer:
         """Give a command to all agents of a host, or with a label, that have not said goodbye."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from zerog import views
 from zerog.exceptions import (
@@ -21,6 +21,7 @@ from zerog.manager import Page
 from zerog.needs import LABEL, MAX_LABELS, is_cpus
 from zerog.record import JobRecord, State
 from zerog.registry import read_body
+from zerog.server.agents import Moment
 from zerog.server.collection import CURSOR, LIMIT, OfJob, collection, expand_parameter
 from zerog.server.endpoint import (
     HTML,
@@ -104,7 +105,7 @@ class ModifyBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     priority: int = Field(1000, ge=0, le=2**32 - 1)
-    notBefore: AwareDatetime | None = None
+    notBefore: Moment | None = None
     limits: LimitsBody = Field(default_factory=lambda: LimitsBody())
 
     def changes(self, now: float) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class ModifyBody(BaseModel):
         for place, label in enumerate(self.limits.labels):
             if not LABEL.fullmatch(label):
                 faults.append(_fault(f"/limits/labels/{place}", f"it must match {LABEL.pattern}"))
-        moment = None if self.notBefore is None else self.notBefore.timestamp()
+        moment = self.notBefore
         if moment is not None and moment > now + YEAR:
             faults.append(_fault("/notBefore", "it must be at most a year ahead"))
         if faults:
@@ -168,6 +169,7 @@ class Job(OfJob):
 
     async def patch(self, parameters: ModifyBody) -> Answer:
         """Change the priority of a job that is not over, when it may run, and what it needs."""
+        changes = parameters.changes(self.services.clock.now())
         known = self.request.headers.get("If-Match")
         if known is None:
             raise PreconditionRequired("If-Match must name the ETag of the job's revision, or be *")
@@ -177,7 +179,6 @@ class Job(OfJob):
         tags = [tag.strip() for tag in known.split(",")]
         if "*" not in tags and f'"{record.revision}"' not in tags:
             raise PreconditionFailed(f"the job's revision is {record.revision}", revision=record.revision)
-        changes = parameters.changes(self.services.clock.now())
         revision = None if "*" in tags else record.revision
         record = await self.off_loop(self._modify, changes, revision)
         return Answer(views.whole(record), 200, _revision_headers(record), "job")
