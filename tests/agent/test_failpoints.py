@@ -318,3 +318,45 @@ def test_a_fail_point_that_cannot_be_read_starts_nothing(text: str) -> None:
     with pytest.raises(BadSetting, match="ZEROG_FAILPOINT"):
         failpoints.arm(text)
     failpoints.arm("")
+
+
+# Agents that speak HTTP alone: some points lie in the server, and all of them are survived
+
+
+@everywhere
+@pytest.mark.requirement("M2", "M3")
+@pytest.mark.parametrize(("spec", "attempts"), [("run.after_reserve=kill@1", 1), ("run.after_claim=kill@1", 2)])
+def test_a_server_killed_while_it_serves_an_agent_loses_nothing(
+    zerog: Deployment, tmp_path: Path, spec: str, attempts: int
+) -> None:
+    zerog.restart_server(failpoint=spec)
+    agent = zerog.start_agent(http=True)
+    try:
+        path = tmp_path / "ledger"
+        uuid = str(uuid4())
+        answer = zerog.client.post(
+            "/run/ledger", json={"path": str(path), "seconds": 0.3}, headers={"Idempotency-Key": uuid}
+        )
+        assert answer.status_code == 202
+        assert zerog.server is not None
+        dies(zerog.server)
+        zerog.start_server()
+        record = zerog.wait(answer.json()["uuid"], 30)
+        assert (record["state"], record["attempt"], record["counters"]["errors"]) == ("succeeded", attempts, 0)
+        assert len(path.read_text().splitlines()) == 1, "it ran once"
+    finally:
+        agent.kill()
+        zerog.restart_server()
+
+
+@default
+@pytest.mark.requirement("M2")
+@pytest.mark.parametrize("point", ["run.after_claim", "run.mid", "run.before_record"])
+def test_an_agent_that_speaks_http_killed_there_loses_nothing(zerog: Deployment, tmp_path: Path, point: str) -> None:
+    agent = zerog.start_agent(http=True, name="killed", failpoint=f"{point}=kill@1")
+    uuid, path = ledger(zerog, tmp_path, 1.5)
+    dies(agent)
+    zerog.start_agent(http=True, name="killed")
+    record = zerog.wait(uuid, 30)
+    assert (record["state"], record["counters"]["errors"]) == ("succeeded", 0)
+    assert 1 <= len(path.read_text().splitlines()) <= 2

@@ -171,7 +171,13 @@ def test_the_judge_finds_what_must_not_be(
     monkeypatch.setattr("zerog.chaos.run.Api", lambda url, patience: answers)
     (tmp_path / "ledger").write_text(lines(*ledger_says))
     site = SimpleNamespace(
-        ports=[1], store="sqlite", queue="sqlite", url="", ledger=tmp_path / "ledger", superseded=lambda: 0
+        ports=[1],
+        speak="direct",
+        store="sqlite",
+        queue="sqlite",
+        url="",
+        ledger=tmp_path / "ledger",
+        superseded=lambda: 0,
     )
     one = Run(SCENARIOS["K1"], cast(Site, site), jobs=1, faults=0, seed=1)
     one.acknowledged["key"] = "a"
@@ -213,7 +219,13 @@ def test_the_judge_knows_what_is_to_raise_and_what_is_to_go_on_later(
     monkeypatch.setattr("zerog.chaos.run.Api", lambda url, patience: Answers(seen, {"uuid": "a", "attempt": attempt}))
     (tmp_path / "ledger").write_text(lines(*ledger_says))
     site = SimpleNamespace(
-        ports=[1], store="sqlite", queue="sqlite", url="", ledger=tmp_path / "ledger", superseded=lambda: 0
+        ports=[1],
+        speak="direct",
+        store="sqlite",
+        queue="sqlite",
+        url="",
+        ledger=tmp_path / "ledger",
+        superseded=lambda: 0,
     )
     one = Run(SCENARIOS["K3"], cast(Site, site), jobs=1, faults=0, seed=1)
     one.acknowledged["key"], one.kinds["a"] = "a", kind
@@ -228,7 +240,13 @@ def test_the_judge_counts_what_ran_twice_where_nothing_may(tmp_path: Path, monke
     )
     (tmp_path / "ledger").write_text(lines(*TWICE))
     site = SimpleNamespace(
-        ports=[1], store="sqlite", queue="sqlite", url="", ledger=tmp_path / "ledger", superseded=lambda: 0
+        ports=[1],
+        speak="direct",
+        store="sqlite",
+        queue="sqlite",
+        url="",
+        ledger=tmp_path / "ledger",
+        superseded=lambda: 0,
     )
     for name, allowed in (("K1", True), ("K4", False)):
         one = Run(SCENARIOS[name], cast(Site, site), jobs=1, faults=0, seed=1)
@@ -238,7 +256,7 @@ def test_the_judge_counts_what_ran_twice_where_nothing_may(tmp_path: Path, monke
 
 
 def test_what_takes_too_long_is_late_and_what_never_comes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    site = SimpleNamespace(ports=[1], store="sqlite", queue="sqlite")
+    site = SimpleNamespace(ports=[1], speak="direct", store="sqlite", queue="sqlite")
     one = Run(SCENARIOS["K5"], cast(Site, site), jobs=1, faults=0, seed=1)
     one.recovered(lambda: True, 5.0, "this")
     assert (len(one.report.recoveries), one.report.late, one.report.findings) == (1, [], [])

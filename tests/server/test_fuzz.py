@@ -15,6 +15,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.deployment import Deployment, deployed
+from tests.speaker import Speaker
 
 #: Requests to each operation: with ``bin/test --full`` ten thousand in all.
 EXAMPLES = 360 if os.environ.get("TESTS_FULL") else 12
@@ -87,7 +88,42 @@ BODIES: dict[str, dict[str, Any] | None] = {
     "/types/{jobType}/pause": {"message": "for a test"},
     "/types/{jobType}/resume": None,
     "/sums": {"last": 5},
+    "/agents": {"id": "fuzz"},
+    "/agents/commands": {"command": "resume", "label": "fuzz"},
+    "/agents/{id}/commands": {"command": "resume"},
+    "/agents/{id}/commands/{number}": {"state": "applied"},
+    "/agents/{id}/exceptions": {"type": "ValueError", "message": "for a test"},
+    "/agents/{id}/assignments": {},
+    "/agents/{id}/turns": {},
+    "/jobs/{uuid}/attempts/{attempt}": {"completeness": 0.5},
+    "/jobs/{uuid}/attempts/{attempt}/outcome": {"outcome": "succeeded"},
+    "/jobs/{uuid}/attempts/{attempt}/questions": {"question": "parents"},
 }
+
+
+def agent_of_the_test(zerog: Deployment) -> Speaker:
+    """An agent that has what no other has."""
+    agent = Speaker(zerog.client, "fuzz", "noop-later", labels=["fuzz"])
+    assert agent.hear(state="running").status_code in (200, 201)
+    return agent
+
+
+def attempt_of_the_test(zerog: Deployment) -> dict[str, str]:
+    """The parts of the URL of an attempt that runs under that agent."""
+    agent = agent_of_the_test(zerog)
+    uuid = zerog.submit("noop-later?delay=1000", {})
+    change = {"notBefore": None, "limits": {"labels": ["fuzz"]}}
+    assert zerog.client.patch(f"/jobs/{uuid}", json=change, headers={"If-Match": "*"}).status_code == 200
+    given = agent.take(10)
+    assert given is not None
+    return {"uuid": given["uuid"], "attempt": str(given["attempt"])}
+
+
+def number_of_the_test(zerog: Deployment) -> str:
+    """The number of a command to that agent."""
+    agent_of_the_test(zerog)
+    answer = zerog.client.post("/agents/fuzz/commands", json={"command": "resume"})
+    return str(answer.json()["number"])
 
 
 def make_meaningful(case: Any, operation: Any, zerog: Deployment, finished: str) -> None:
@@ -99,7 +135,20 @@ def make_meaningful(case: Any, operation: Any, zerog: Deployment, finished: str)
             uuid = zerog.submit("return?delay=1000", {"what": "none"})
             zerog.client.delete(f"/jobs/{uuid}")
             case.body = {"what": "none"}
+        if operation.method.upper() == "PATCH":
+            uuid = zerog.submit("noop-later?delay=1000", {})
+            case.headers = {"If-Match": "*"}
+            case.body = {"priority": 5}
         case.path_parameters = {"uuid": uuid}
+        if "{attempt}" in operation.path:
+            case.path_parameters = attempt_of_the_test(zerog)
+            case.headers = {}
+    if "id" in (case.path_parameters or {}):
+        agent_of_the_test(zerog)
+        case.path_parameters = {"id": "fuzz"}
+        if "{number}" in operation.path:
+            case.path_parameters = {"id": "fuzz", "number": number_of_the_test(zerog)}
+        case.headers = {}
     if "jobType" in (case.path_parameters or {}):
         case.path_parameters = {"jobType": "return"}
         if operation.method.upper() == "POST" and operation.path not in BODIES:
@@ -109,7 +158,7 @@ def make_meaningful(case: Any, operation: Any, zerog: Deployment, finished: str)
     elif operation.path.startswith("/run/"):
         name = operation.path.removeprefix("/run/")
         case.body = zerog.client.get(f"/types/{name}").json()["example"]
-    if BODIES.get(operation.path) is not None:
+    if BODIES.get(operation.path) is not None and operation.method.upper() != "GET":
         case.body = {**(BODIES[operation.path] or {})}
     if operation.path == "/greetings/{name}":
         case.path_parameters = {"name": "world"}

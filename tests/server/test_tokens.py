@@ -441,3 +441,24 @@ def test_only_named_origins_may_use_the_api(alone: Deployment) -> None:
     assert alone.client.options("/run/noop", headers=good).status_code == 401
     refused = alone.client.get("/types", headers=good)
     assert (refused.status_code, refused.headers["Access-Control-Allow-Origin"]) == (401, "https://pages.example")
+
+
+@pytest.mark.requirement("M2")
+def test_a_token_of_an_agent_that_is_limited_speaks_for_no_other_types(
+    zerog: Deployment, tokens: dict[str, str]
+) -> None:
+    limited = create(zerog, "limited agent", "agent", types=("noop",))["token"]
+    admin = bearer(tokens["admin"])
+    wait_until(lambda: zerog.client.post("/agents", json={}, headers=bearer(limited)).status_code == 422, 5)
+
+    def register(id: str, token: str, *types: str) -> int:
+        body = {"id": id, "jobTypes": list(types), "instance": "1"}
+        return zerog.client.post("/agents", json=body, headers=bearer(token)).status_code
+
+    assert register("whole", tokens["admin"], "sleep") == 201
+    assert register("whole", limited, "noop") == 403, "it would take the name of an agent of other types"
+    assert zerog.client.delete("/agents/whole", headers=bearer(limited)).status_code == 403
+    assert register("part", limited, "noop", "sleep") == 201
+    assert zerog.client.get("/agents/part", headers=admin).json()["jobTypes"] == ["noop"]
+    assert zerog.client.delete("/agents/part", headers=bearer(limited)).status_code == 204
+    assert zerog.client.delete("/agents/whole", headers=admin).status_code == 204
