@@ -231,6 +231,7 @@ class Statistics:
         """See to it that the index names this process."""
         index = self._read_index()
         share = self._share
+        forgotten = False
         if index is not None and self._own in index.processes and index.epoch == share.epoch:
             return
         if index is not None and share.epoch == index.epoch:
@@ -241,12 +242,17 @@ class Statistics:
             # The store has forgotten everything, also what processes counted that are gone: it begins anew with what
             # was counted since the last write.
             share.moved, share.cas, self._begun = share.written, None, share.at_time or self._begun
+            forgotten = True
         presence = dataclasses.asdict(self._presence) if self._presence is not None else None
-        entry = {"presence": presence, "at": to_iso(self._clock.now())}
+        entry = {"presence": presence, "at": to_iso(self._clock.now()), **({"forgotten": True} if forgotten else {})}
 
         def join(index: _Index) -> None:
             index.processes[self._own] = entry
-            index.since = min(index.since, self._begun) if not index.base else index.since
+            if forgotten:
+                # Of what this process counted before nothing is left: nobody may say that all is counted since then.
+                index.since = max(index.since, self._begun)
+            elif not index.base and not any(one.get("forgotten") for one in index.processes.values()):
+                index.since = min(index.since, self._begun)
 
         share.epoch = self._change_index(join).epoch
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import psutil
 import pytest
 
 from tests.deployment import Deployment, alive, children, deployed
-from tests.services import wait_until
+from tests.services import Process, wait_until
 
 # Leases and dead agents
 
@@ -231,7 +233,7 @@ def test_a_superseded_job_that_ignores_sigterm_is_killed_and_writes_nothing(tmp_
         record = zerog.wait_for(uuid, state="running", completeness=0.1)
         deaf = int(record["message"].split()[1])
         agent = zerog.agents[0]
-        agent.signal(signal.SIGSTOP)
+        stop_between_writes(agent, tmp_path / "var" / "zerog.db")
         zerog.wait_for(uuid, state="queued")
         agent.signal(signal.SIGCONT)
         wait_until(lambda: not alive(deaf), 10, "the old attempt is killed")
@@ -241,9 +243,22 @@ def test_a_superseded_job_that_ignores_sigterm_is_killed_and_writes_nothing(tmp_
         assert zerog.wait(uuid)["state"] == "cancelled"
 
 
-def test_an_agent_rests_while_the_store_is_away(tmp_path: Path) -> None:
-    import sqlite3
+def stop_between_writes(agent: Process, store: Path) -> None:
+    """Stop an agent where it holds no lock of the store: one that it holds would stop everybody."""
+    for _ in range(50):
+        agent.signal(signal.SIGSTOP)
+        with closing(sqlite3.connect(store, timeout=0.3, isolation_level=None)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+                other.execute("ROLLBACK")
+                return
+            except sqlite3.OperationalError:
+                agent.signal(signal.SIGCONT)
+        time.sleep(0.05)  # until its write is done
+    pytest.fail("the agent writes all the time")
 
+
+def test_an_agent_rests_while_the_store_is_away(tmp_path: Path) -> None:
     with deployed(tmp_path, lease="1500ms", deadline="300ms", slots="1") as zerog:
         uuid = zerog.submit("deaf", {"seconds": 30})
         zerog.wait_for(uuid, state="running")
