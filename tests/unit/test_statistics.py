@@ -6,6 +6,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,42 @@ def test_after_a_store_that_forgot_there_is_all_since_the_last_write_and_it_says
     finally:
         documents.close()
         server.stop()
+
+
+def test_what_is_shown_since_is_never_earlier_than_what_somebody_has_lost(tmp_path: Path) -> None:
+    """Two processes wrote last at different times before the store forgot: of the later one less is left."""
+    server = Memcached(tmp_path).start()
+    documents = MemcachedDocuments(server.address, "test", 1.0)
+    try:
+        clock = Later()
+        early, late = Statistics(documents, clock, "early"), Statistics(documents, clock, "late")
+        for each in (early, late):
+            count(each)
+            each.flush()
+        clock.ahead = 60.0
+        count(late, 5)
+        late.flush()
+        written = clock.now()
+        server.stop()
+        count(late, 2)
+        count(early, 3)
+        server.start()
+        for each in (early, late):
+            wait_until(partial(flushed, each), 10, "the store again")
+        assert requests(early) == 5
+        assert early.read().since >= written - 1.0
+    finally:
+        documents.close()
+        server.stop()
+
+
+def flushed(one: Statistics) -> bool:
+    """Return whether what was counted could be shared."""
+    try:
+        one.flush()
+    except DatastoreError:
+        return False
+    return True
 
 
 def test_nothing_is_counted_twice_while_writes_are_in_doubt(tmp_path: Path) -> None:
