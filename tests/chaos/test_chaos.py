@@ -137,6 +137,20 @@ class Answers:
         return {"message": "it runs"}
 
 
+def judged(folder: Path) -> Site:
+    """Return what a run knows of a deployment whose ledger is in a folder."""
+    site = SimpleNamespace(
+        ports=[1],
+        speak="direct",
+        store="sqlite",
+        queue="sqlite",
+        url="",
+        ledger=folder / "ledger",
+        superseded=lambda: 0,
+    )
+    return cast(Site, site)
+
+
 ENDED = (("start", "a", 1, 1.0, 11), ("end", "a", 1, 2.0, 11))
 TWICE = (("start", "a", 1, 1.0, 11), ("start", "a", 2, 2.0, 12), ("end", "a", 2, 3.0, 12))
 
@@ -170,16 +184,7 @@ def test_the_judge_finds_what_must_not_be(
     answers = Answers(seen, {"uuid": "a", "attempt": attempt})
     monkeypatch.setattr("zerog.chaos.run.Api", lambda url, patience: answers)
     (tmp_path / "ledger").write_text(lines(*ledger_says))
-    site = SimpleNamespace(
-        ports=[1],
-        speak="direct",
-        store="sqlite",
-        queue="sqlite",
-        url="",
-        ledger=tmp_path / "ledger",
-        superseded=lambda: 0,
-    )
-    one = Run(SCENARIOS["K1"], cast(Site, site), jobs=1, faults=0, seed=1)
+    one = Run(SCENARIOS["K1"], judged(tmp_path), jobs=1, faults=0, seed=1)
     one.acknowledged["key"] = "a"
     if first is not None:
         one._notice(cast(Api, Answers(first, {})), "a")
@@ -218,16 +223,7 @@ def test_the_judge_knows_what_is_to_raise_and_what_is_to_go_on_later(
     seen = view(state, attempt, counters={"errors": errors})
     monkeypatch.setattr("zerog.chaos.run.Api", lambda url, patience: Answers(seen, {"uuid": "a", "attempt": attempt}))
     (tmp_path / "ledger").write_text(lines(*ledger_says))
-    site = SimpleNamespace(
-        ports=[1],
-        speak="direct",
-        store="sqlite",
-        queue="sqlite",
-        url="",
-        ledger=tmp_path / "ledger",
-        superseded=lambda: 0,
-    )
-    one = Run(SCENARIOS["K3"], cast(Site, site), jobs=1, faults=0, seed=1)
+    one = Run(SCENARIOS["K3"], judged(tmp_path), jobs=1, faults=0, seed=1)
     one.acknowledged["key"], one.kinds["a"] = "a", kind
     one._judge()
     assert found in "; ".join(one.report.findings)
@@ -239,17 +235,8 @@ def test_the_judge_counts_what_ran_twice_where_nothing_may(tmp_path: Path, monke
         "zerog.chaos.run.Api", lambda url, patience: Answers(view(attempt=2), {"uuid": "a", "attempt": 2})
     )
     (tmp_path / "ledger").write_text(lines(*TWICE))
-    site = SimpleNamespace(
-        ports=[1],
-        speak="direct",
-        store="sqlite",
-        queue="sqlite",
-        url="",
-        ledger=tmp_path / "ledger",
-        superseded=lambda: 0,
-    )
     for name, allowed in (("K1", True), ("K4", False)):
-        one = Run(SCENARIOS[name], cast(Site, site), jobs=1, faults=0, seed=1)
+        one = Run(SCENARIOS[name], judged(tmp_path), jobs=1, faults=0, seed=1)
         one.acknowledged["key"] = "a"
         one._judge()
         assert (one.report.findings == []) is allowed
