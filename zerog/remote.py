@@ -828,9 +828,7 @@ class _Poll(Queue):
     def ask(self, tubes: Sequence[str], done: Reservation | None = None, wait: bool = True) -> None:
         with self._lock:
             self._wanted = True
-            if self._answer is None and (answer := self.at_hand()) is not None:
-                self._answer = answer
-                os.write(self._write, b"\0")
+            if self._offered():
                 return
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name=type(self).__name__, daemon=True)
@@ -885,6 +883,24 @@ class _Poll(Queue):
         except ZerogError as error:
             logger.info("what was not wanted is left to lapse: %s", error)
 
+    # The three that follow are called with the lock held
+
+    @property
+    def _is_waited_for(self) -> bool:
+        return self._wanted and self._answer is None and not self._closed
+
+    def _offered(self) -> bool:
+        """Take what is there already, if somebody waits for it; returns whether something was."""
+        if self._is_waited_for and (answer := self.at_hand()) is not None:
+            self._keep(answer)
+            return True
+        return False
+
+    def _keep(self, answer: Reservation) -> None:
+        """Let the loop find an answer."""
+        self._answer = answer
+        os.write(self._write, b"\0")
+
     # In its own thread
 
     def _work(self) -> None:
@@ -898,10 +914,9 @@ class _Poll(Queue):
             if answer is None:
                 continue
             with self._lock:
-                keep = self._wanted and self._answer is None and not self._closed
+                keep = self._is_waited_for
                 if keep:
-                    self._answer = answer
-                    os.write(self._write, b"\0")
+                    self._keep(answer)
             if not keep:
                 self._quietly(lambda answer=answer: self.unwanted(answer))  # type: ignore[misc]
 
@@ -963,9 +978,7 @@ class Assignments(_Poll):
     def offer(self) -> None:
         """Take what is there, if a slot waits for something."""
         with self._lock:
-            if self._wanted and self._answer is None and not self._closed and (answer := self.at_hand()) is not None:
-                self._answer = answer
-                os.write(self._write, b"\0")
+            self._offered()
 
     def _assigned(self, view: Mapping[str, Any]) -> Assigned:
         return Assigned(view["uuid"].encode(), view, self._give_back)
