@@ -106,7 +106,6 @@ class Server:
         self._attempts: Lane[Report | Settlement, JobRecord] = Lane("attempts", self._answer_attempts)
         self._reserver = Reserver(self._master, manager.open_queue)
         manager.on_needs = self._reserver.look_everywhere
-        self._bell = Bell(self._read_orders)
         self._chores = Chores(
             manager, options.sweep, options.candidate, also=[manager.prepare_cursors], statistics=self._statistics
         )
@@ -115,7 +114,7 @@ class Server:
             master=self._master,
             attempts=self._attempts,
             reserver=self._reserver,
-            bell=self._bell,
+            bell=Bell(self._read_orders),
             hurry=self._chores.hurry,
             registry=registry,
             clock=clock,
@@ -197,7 +196,7 @@ class Server:
             return
         http.stop()
         self.services.watcher.end()
-        self._bell.end()
+        self.services.bell.end()
         self._reserver.stop()
         await self._answer_rest()
         self._reaper.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -18,7 +18,6 @@ from zerog.exceptions import (
     StateConflict,
     TooBusy,
     UnknownResource,
-    ZerogError,
 )
 from zerog.fleet import SPEAKING, AgentRecord
 from zerog.needs import LABEL, MAX_LABELS, is_cpus
@@ -26,10 +25,7 @@ from zerog.orders import Command, Wanted
 from zerog.server.agents import Body, LimitsBody, Line, Moment, OfAgent, Uuid, fault
 from zerog.server.endpoint import WAIT, Answer, Endpoint, Parameter, ranged
 from zerog.server.run import KEY, YEAR
-
-#: Seconds between two looks at the orders of agents that wait for some, and how many of them a second.
-_EVERY = 0.1
-_READS_A_SECOND = 1000
+from zerog.server.watcher import Waiters
 
 #: Commands that one answer has.
 _PAGE = 1000
@@ -118,59 +114,30 @@ class AckBody(Body):
     message: Annotated[str, Field(max_length=1000)] | None = None
 
 
-class Bell:
-    """Wakes requests that wait for orders: one look at those of all agents that wait, every tenth of a second."""
+class Bell(Waiters[int, Wanted, None]):
+    """Those who wait for orders of an agent, and know its command with the greatest number so far."""
 
-    def __init__(self, read: Callable[[Sequence[str]], Awaitable[dict[str, Wanted]]]) -> None:
-        self._read = read
-        self._waiting: dict[str, list[tuple[int, asyncio.Future[None]]]] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._ended = False
+    EVERY = 0.1
 
-    def end(self) -> None:
-        """Let nobody wait any longer."""
-        self._ended = True
-        if self._task is not None:
-            self._task.cancel()
-        for id in list(self._waiting):
-            self.ring(id)
+    def tell(self, key: str, known: int, seen: Wanted | None, future: asyncio.Future[None]) -> None:
+        """Answer if there is a later command."""
+        if seen is not None and seen.last > known:
+            future.set_result(None)
+
+    def let_go(self, known: int, future: asyncio.Future[None]) -> None:
+        """Answer that it is time to look."""
+        future.set_result(None)
 
     def ring(self, id: str) -> None:
         """Wake whoever waits for orders of an agent."""
-        for _, future in self._waiting.get(id, ()):
-            if not future.done():
-                future.set_result(None)
+        self._let_go_all(id)
 
     async def wait(self, id: str, after: int, timeout: float) -> None:
         """Wait until an agent has a command with a greater number than ``after``, or for ``timeout`` seconds."""
         if self._ended:
             return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (after, future)
-        self._waiting.setdefault(id, []).append(entry)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._look())
-        try:
-            await asyncio.wait_for(future, max(0.0, timeout))
-        except TimeoutError:
-            return
-        finally:
-            entries = self._waiting.get(id, [])
-            entries.remove(entry)
-            if not entries:
-                self._waiting.pop(id, None)
-
-    async def _look(self) -> None:
-        while self._waiting:
-            await asyncio.sleep(max(_EVERY, len(self._waiting) / _READS_A_SECOND))
-            try:
-                found = await self._read(list(self._waiting))
-            except ZerogError:
-                continue  # the store is away: whoever waits is answered when its time is up
-            for id, wanted in found.items():
-                for after, future in self._waiting.get(id, ()):
-                    if wanted.last > after and not future.done():
-                        future.set_result(None)
+        with suppress(TimeoutError):
+            await self._wait(id, after, timeout)
 
 
 class AgentCommands(OfAgent):
