@@ -28,6 +28,31 @@ _KEEP = 0.005
 #: Seconds after which it is looked again whether a question is answered whose answer is to be given back.
 _LOOK_AGAIN = 0.02
 
+#: How often an entry without a record is given back before it is deleted, and of how many of them that is known.
+_MISSING_LOOKS, _MISSING_KEPT = 3, 1000
+
+
+class Strays:
+    """Entries without a record, which are given back a few times before they are deleted: the record may come yet."""
+
+    def __init__(self) -> None:
+        self._looks: dict[str, int] = {}
+
+    def is_over(self, uuid: str) -> bool:
+        """Count one more look at an entry; returns whether it was looked at often enough."""
+        looks = self._looks.get(uuid, 0) + 1
+        if looks > _MISSING_LOOKS:
+            self.found(uuid)
+            return True
+        if len(self._looks) >= _MISSING_KEPT:
+            self._looks.clear()  # others have seen to them; the rest is looked at a few times more
+        self._looks[uuid] = looks
+        return False
+
+    def found(self, uuid: str) -> None:
+        """Forget an entry: it has a record, or is deleted."""
+        self._looks.pop(uuid, None)
+
 
 class Entries:
     """The entries of one slot.  ``on_away`` is told when the queue turns out to be away."""

@@ -31,7 +31,7 @@ from zerog.agent.attempt import WRITE_EVERY, Attempt, Stop, Terms, read_outcome
 from zerog.agent.process import Child
 from zerog.clock import Clock
 from zerog.datastore.blobs import CHUNK
-from zerog.entries import Entries
+from zerog.entries import Entries, Strays
 from zerog.exceptions import QueueUnavailable, UnknownType
 from zerog.job import Job
 from zerog.leases import LeaseWatch
@@ -46,11 +46,6 @@ logger = logging.getLogger(__name__)
 
 #: Bytes of an output that wait for the store before the child has to.
 _OUTPUT_WAITING = 4 * CHUNK
-
-#: How often an entry without a record is given back before it is deleted.
-_MISSING_LOOKS = 3
-#: How many such jobs are remembered.
-_MISSING_KEPT = 1000
 
 #: Seconds that a job may take to count as short.
 _SHORT = 0.001
@@ -97,7 +92,7 @@ class Slot:
         self._clock = clock
         self._watch = watch
         self._claim = ""
-        self._missing: dict[str, int] = {}
+        self._strays = Strays()
         self._last_run = float("inf")
         self._ended_record: JobRecord | None = None
         #: Whether the claim of this name may be written: then only the record can say whose the job is.
@@ -272,7 +267,7 @@ class Slot:
                     self._return(held, now)
                 case Claimed(held=held):
                     failpoints.hit("run.after_claim")
-                    self._missing.pop(uuid, None)
+                    self._strays.found(uuid)
                     self._start(held, now)
                 case GiveBack(delay=delay, priority=priority):
                     self._give_entry_back(delay, priority)
@@ -464,14 +459,9 @@ class Slot:
     # Entries
 
     def _missed(self, uuid: str) -> None:
-        looks = self._missing.get(uuid, 0) + 1
-        if looks > _MISSING_LOOKS:
-            self._missing.pop(uuid, None)
+        if self._strays.is_over(uuid):
             self._drop_entry()
         else:
-            if len(self._missing) >= _MISSING_KEPT:
-                self._missing.clear()  # others have seen to them; the rest is looked at a few times more
-            self._missing[uuid] = looks
             self._give_entry_back(self.terms.lease / 3, None)
 
     def _give_entry_back(self, delay: float, priority: int | None, point: str | None = None) -> None:

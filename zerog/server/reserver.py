@@ -24,7 +24,7 @@ from functools import partial
 
 from zerog import failpoints
 from zerog.attempts import Report, Settlement
-from zerog.entries import Entries
+from zerog.entries import Entries, Strays
 from zerog.exceptions import InternalError, QueueUnavailable, StoreUnavailable, TooBusy, ZerogError
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimed, Drop, GiveBack, Held, Missing, Verdict
@@ -46,9 +46,6 @@ _SPARE = 50
 
 #: Seconds after which the loop turns although nothing happened.
 _IDLE = 60.0
-
-#: How often an entry without a record is given back before it is deleted, and of how many of them that is known.
-_MISSING_LOOKS, _MISSING_KEPT = 3, 1000
 
 Delivered = Held | ZerogError | None
 
@@ -128,7 +125,7 @@ class Reserver(threading.Thread):
         self._shares: dict[tuple[str, int], tuple[float, list[tuple[str, ...]]]] = {}
         self._free: list[Entries] = []
         self._first: Queue | None = None
-        self._missing: dict[str, int] = {}
+        self._strays = Strays()
         self._retry_at = 0.0
         self._look: set[str] = set()
         self._ended = False
@@ -527,7 +524,7 @@ class Reserver(threading.Thread):
         match verdict:
             case Claimed(held=held):
                 failpoints.hit("run.after_claim")
-                self._missing.pop(uuid, None)
+                self._strays.found(uuid)
                 entries.drop()
                 self._deliver(waiting, held)
                 return
@@ -554,15 +551,10 @@ class Reserver(threading.Thread):
             self._look_anew(waiting.agent)
 
     def _missed(self, entries: Entries, uuid: str) -> None:
-        looks = self._missing.get(uuid, 0) + 1
-        if looks > _MISSING_LOOKS:
-            self._missing.pop(uuid, None)
+        if self._strays.is_over(uuid):
             entries.drop()
-            return
-        if len(self._missing) >= _MISSING_KEPT:
-            self._missing.clear()
-        self._missing[uuid] = looks
-        entries.give_back(self._manager.lease / 3, None)
+        else:
+            entries.give_back(self._manager.lease / 3, None)
 
     @staticmethod
     def _quietly(call: Callable[[], None]) -> None:
