@@ -193,6 +193,11 @@ class Assignment:
     since: float
     needs: Needs = NOTHING
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells it from all others: the job's UUID and the number of the attempt."""
+        return self.uuid, self.attempt
+
     def members(self) -> dict[str, Any]:
         """Return the assignment as JSON."""
         members: dict[str, Any] = {"uuid": self.uuid, "attempt": self.attempt, "since": to_iso(self.since)}
@@ -438,10 +443,6 @@ class Fleet:
         """Return whether an agent speaks HTTP alone."""
         record = self._recent(id)
         return record is not None and not record.direct
-
-    def serves(self, job_type: str) -> bool:
-        """Return whether a living agent takes jobs of a type.  Of the newest agents, as many as are looked at."""
-        return any(job_type in one.job_types and self.state(one) == "running" for one in self.living())
 
     def state(self, record: AgentRecord) -> str:
         """Return what an agent does now, as far as can be known: running, draining, drained, retired or offline."""

@@ -209,16 +209,16 @@ class Master:
     def _ledger(before: AgentRecord, news: Registration, begun: bool) -> tuple[Assignment, ...] | None:
         if news.direct or not begun:
             return news.assignments if news.direct else None
-        listed = {(one.uuid, one.attempt) for one in news.assignments or ()}
-        return tuple(one for one in before.assignments if (one.uuid, one.attempt) in listed)
+        listed = {one.key for one in news.assignments or ()}
+        return tuple(one for one in before.assignments if one.key in listed)
 
     def _tend(
         self, record: AgentRecord, news: Registration, earlier: AgentRecord | None
     ) -> tuple[AgentRecord, tuple[tuple[str, int], ...]]:
         """Renew what an agent that speaks HTTP still has, and let go of what it has not."""
-        listed = {(one.uuid, one.attempt) for one in news.assignments or ()}
-        had = {(one.uuid, one.attempt) for one in (earlier.assignments if earlier is not None else ())}
-        kept = {(one.uuid, one.attempt) for one in record.assignments}
+        listed = {one.key for one in news.assignments or ()}
+        had = {one.key for one in (earlier.assignments if earlier is not None else ())}
+        kept = {one.key for one in record.assignments}
         held = self.manager.read_many(list({uuid for uuid, _ in listed | had}))
         gone = record.state in ("retired", "offline")
         superseded, renewed = [], set()
@@ -245,8 +245,12 @@ class Master:
             after = self.manager.lose(held) if blame else self.manager.settle(held, attempt, GivenBack())
         except (Superseded, Conflict):
             return  # it has ended in the meantime, or somebody else was faster
-        if after.record.state is State.QUEUED:
-            self.manager.enqueue([after.record])
+        self._enqueue(after)
+
+    def _enqueue(self, held: Held) -> None:
+        """Put a job that goes on elsewhere into the queue, unless it has ended so."""
+        if held.record.state is State.QUEUED:
+            self.manager.enqueue([held.record])
 
     @staticmethod
     def _runs(held: Held | None, attempt: int, id: str) -> bool:
@@ -269,9 +273,9 @@ class Master:
         def change(before: AgentRecord | None) -> AgentRecord | None:
             if before is None:
                 return None
-            left = [one for one in before.assignments if (one.uuid, one.attempt) not in removed]
-            known = {(one.uuid, one.attempt) for one in left}
-            left += [one for one in added if (one.uuid, one.attempt) not in known]
+            left = [one for one in before.assignments if one.key not in removed]
+            known = {one.key for one in left}
+            left += [one for one in added if one.key not in known]
             return replace(before, assignments=tuple(left))
 
         return self.fleet.change(id, change)
@@ -403,11 +407,7 @@ class Master:
         if record.direct or not record.assignments:
             return record
         held = self.manager.read_many([one.uuid for one in record.assignments])
-        over = {
-            (one.uuid, one.attempt)
-            for one in record.assignments
-            if not self._runs(held.get(one.uuid), one.attempt, record.id)
-        }
+        over = {one.key for one in record.assignments if not self._runs(held.get(one.uuid), one.attempt, record.id)}
         return (self._note(record.id, held, (), over) or record) if over else record
 
     def give_back(self, held: Held) -> None:
@@ -417,8 +417,7 @@ class Master:
         after = self.manager.settle(held, record.attempt, GivenBack(started=False))
         if record.agent is not None:
             self._note(record.agent, {}, (), [(record.uuid, record.attempt)])
-        if after.record.state is State.QUEUED:
-            self.manager.enqueue([after.record])
+        self._enqueue(after)
 
 
 def changes_of(members: Mapping[str, Any]) -> dict[str, Any]:

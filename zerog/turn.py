@@ -110,7 +110,7 @@ class Turn:
             if before is None or before.direct:
                 refused.extend(held for _, held in begun)
                 return None
-            left = tuple(one for one in before.assignments if (one.uuid, one.attempt) not in over)
+            left = tuple(one for one in before.assignments if one.key not in over)
             after = replace(
                 before,
                 assignments=left,
