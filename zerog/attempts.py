@@ -135,8 +135,8 @@ class Attempts:
     def _events_once(self, report: Report, job_type: str, end: Settlement | None, name: str) -> Notes | None:
         uuid, attempt = report.uuid, report.attempt
         notes, cas = Notes.read(self._store, uuid, attempt)
-        events = list(report.events) if report.batch is None or report.batch not in notes.batches else []
-        dropped = report.dropped if events or report.batch is None or report.batch not in notes.batches else (0, 0)
+        is_known = report.batch is not None and report.batch in notes.batches
+        events, dropped = ((), (0, 0)) if is_known else (report.events, report.dropped)
         last = None
         if end is not None and notes.ended != end.digest:
             once = not self.manager.registry.policy(job_type).rerun_after_crash
@@ -181,11 +181,18 @@ class Attempts:
         """Return the record of the current attempt; raises what is wrong with it otherwise."""
         return self._current(uuid, attempt).record
 
+    def _new_blob(self, uuid: str, attempt: int) -> str:
+        return f"{self.manager.blob_name(uuid, attempt)}.{secrets.token_hex(4)}"
+
+    def _keep_name(self, uuid: str, attempt: int, blob: str) -> None:
+        """Note a blob before anything is kept under it: whoever removes the job must know of it."""
+        change_notes(self._store, uuid, attempt, lambda notes: replace(notes, blobs=[*notes.blobs, blob]))
+
     def upload(self, uuid: str, attempt: int, media_type: str) -> Upload:
         """Begin what an attempt made, anew; it counts when it is closed, and is seen when the outcome is written."""
         self._current(uuid, attempt)
-        blob = f"{self.manager.blob_name(uuid, attempt)}.{secrets.token_hex(4)}"
-        change_notes(self._store, uuid, attempt, lambda notes: replace(notes, blobs=[*notes.blobs, blob]))
+        blob = self._new_blob(uuid, attempt)
+        self._keep_name(uuid, attempt, blob)
         return Upload(self, uuid, attempt, media_type, BlobWriter(self._store, blob))
 
     def finish_upload(self, upload: Upload) -> None:
@@ -225,13 +232,13 @@ class Attempts:
         if total is not None and notes.part is None and notes.output is not None and notes.output["size"] == end:
             return  # it was the last one, and is said again
         if start == 0 or notes.part is None:
-            size, blob = 0, f"{self.manager.blob_name(uuid, attempt)}.{secrets.token_hex(4)}"
+            size, blob = 0, self._new_blob(uuid, attempt)
         else:
             size, blob = notes.part["size"], notes.part["blob"]
         if start % CHUNK or start > size or (total is None and len(data) % CHUNK):
             raise InvalidParameter("Content-Range", f"the next piece begins at {size - size % CHUNK}")
-        if blob not in notes.blobs:  # before anything is kept under it: whoever removes the job must know of it
-            change_notes(self._store, uuid, attempt, lambda notes: replace(notes, blobs=[*notes.blobs, blob]))
+        if blob not in notes.blobs:
+            self._keep_name(uuid, attempt, blob)
         for offset in range(0, len(data), CHUNK):
             self._store.put_chunk(blob, (start + offset) // CHUNK, data[offset : offset + CHUNK])
         part = {"blob": blob, "size": max(size, end), "mediaType": media_type}
