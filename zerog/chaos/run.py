@@ -70,6 +70,7 @@ class Scenario:
     length: tuple[float, float] = (0.01, 0.4)
     long: float = 0.01  # share of the jobs that run for 5 s
     once: bool = False  # nothing is done to agents and jobs, so that no job may run twice
+    puts_off: float = 0.0  # seconds by which it may put off a job that goes on later
 
 
 class Run:
@@ -217,7 +218,7 @@ class Run:
 
     def _wait_for_ends(self) -> None:
         client = Api(self.site.url, patience=0)
-        end = time.monotonic() + _PATIENCE + _PATIENCE_PER_JOB * self.jobs
+        end = time.monotonic() + _PATIENCE + _PATIENCE_PER_JOB * self.jobs + self.scenario.puts_off
         open_jobs = set(self.acknowledged.values())
         while open_jobs and time.monotonic() < end:
             for uuid in list(open_jobs):

@@ -34,7 +34,7 @@ SCENARIOS = {
                  around.tear_network, prepare=around.put_proxy_before_queue, lasts=1, queue="beanstalkd",
                  once=True),
         Scenario("T1", "the clock jumps by 200 s, and back by an hour", (60, 2), (1_000, 20), around.jump,
-                 lasts=3, prepare=around.fake_clock, once=True),
+                 lasts=3, prepare=around.fake_clock, once=True, puts_off=around.FORWARD),
         Scenario("B1", "everything is killed over a backlog and starts anew", (5_000, 1), (100_000, 1),
                  around.restart_all, prepare=around.start_without_agents, burst=True, length=(0.0, 0.02), long=0.0),
     )

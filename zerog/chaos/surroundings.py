@@ -178,8 +178,10 @@ def _started_after(run: Run, moment: float) -> bool:
 
 # T1: clocks that jump
 
-#: Seconds of the jumps; delays of which only a jump ends the longer soon; how soon work must start after a jump.
-_JUMPS, _DELAY, _SHORT_DELAY, _SOON = (200.0, -3600.0), 100.0, 3.0, 10.0
+#: Seconds of the jump forward: what is put off while the clock is ahead waits so much longer when it is right again.
+FORWARD = 200.0
+#: The jumps; delays of which only a jump ends the longer soon; how soon work must start after a jump.
+_JUMPS, _DELAY, _SHORT_DELAY, _SOON = (FORWARD, -3600.0), 100.0, 3.0, 10.0
 _LIBRARY = "*/faketime/libfaketime.so.1"
 #: What Python processes import at their start: libfaketime 0.9 refuses the absolute sleeps of Python on a clock that it
 #: is to leave alone.
