@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from zerog.clock import Clock
@@ -126,8 +126,7 @@ class Chores(Rounds):
         self._every = sweep
         self._walk_at = 0.0
         self._prune_at = 0.0
-        self._pruned_to = self._pruned = 0
-        self._tidied_to: int | None = None  # where in the dead letters, once all that is old has gone
+        self._pages: Iterator[None] | None = None  # of a prune that is under way
         self._renewed = 0.0
         self._statistics = statistics
         tasks = [
@@ -185,21 +184,30 @@ class Chores(Rounds):
         now = self._manager.clock.monotonic()
         if not self._lease.held or now < self._prune_at:
             return
-        if self._tidied_to is None:
-            done = self._manager.prune(self._pruned_to)
-            self._pruned += done.jobs
-            if done.position is not None:
-                self._pruned_to = done.position
-                return
-            self._tidied_to = 0
-        self._tidied_to = self._manager.tidy(self._tidied_to)
-        if self._tidied_to is not None:
+        pages, self._pages = self._pages or self._prune_all(), None
+        for _ in pages:
+            self._pages = pages
             return
-        self._manager.trim()
-        if self._pruned:
-            logger.info("pruned %d jobs", self._pruned)
-        self._pruned_to = self._pruned = 0
         self._prune_at = now + max(self._every, min(_PRUNE_EVERY, self._manager.shortest_retention() / 10))
+
+    def _prune_all(self) -> Iterator[None]:
+        """Remove all that is old; yields after each page.  Begun anew, it goes past what is gone already."""
+        jobs, position = 0, 0
+        while True:
+            done = self._manager.prune(position)
+            jobs += done.jobs
+            if done.position is None:
+                break
+            position = done.position
+            yield
+        for walk in (self._manager.tidy, self._manager.forget_agents):
+            upto = walk(0)
+            while upto is not None:
+                yield
+                upto = walk(upto)
+        self._manager.trim()
+        if jobs:
+            logger.info("pruned %d jobs", jobs)
 
     def _go_on(self) -> bool:
         """Return whether a walk goes on; a long one renews the lease on the way and looks at running jobs."""

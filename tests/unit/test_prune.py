@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ import pytest
 import zerog
 from tests.unit.test_leases import Hands, later
 from workers.examples.jobs import Noop
-from zerog import failpoints
+from zerog import codec, failpoints
 from zerog.datastore.sqlite import SQLiteDatastore
 from zerog.exceptions import NotFound, Superseded
+from zerog.fleet import LOG_JOBS, AgentRecord
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimed, Held, Manager, Options, Submission
 from zerog.outcome import Failed, Result, Succeeded
@@ -70,6 +72,9 @@ def prune(manager: Manager, job_type: str | None = None, older_than: float | Non
             tidied: int | None = 0
             while tidied is not None:
                 tidied = manager.tidy(tidied)
+            forgotten: int | None = 0
+            while forgotten is not None:
+                forgotten = manager.forget_agents(forgotten)
             manager.trim()
             return removed
         after = pruned.position
@@ -270,3 +275,58 @@ def test_an_attempt_of_a_removed_job_writes_nothing_to_the_next_one_of_its_key(m
     manager.settle(verdict.held, 1, Succeeded())
     with pytest.raises(Superseded):
         manager.settle(held, 1, Succeeded())
+
+
+def spoke(manager: Manager, id: str) -> None:
+    """Let an agent say that it lives, and give it an order."""
+
+    def change(before: AgentRecord | None) -> AgentRecord:
+        now = manager.clock.now()
+        return replace(before or AgentRecord(id, "first", "host", "1", ("noop",), now), heard_at=now)
+
+    manager.fleet.change(id, change)
+    manager.fleet.keep(id, LOG_JOBS, [{"uuid": "u", "attempt": 1, "outcome": "succeeded", "at": "then"}])
+
+
+@pytest.mark.requirement("M17", "M20")
+def test_agents_that_are_long_gone_are_forgotten_with_all_that_was_kept_of_them(manager: Manager) -> None:
+    fleet, orders = manager.fleet, manager.orders
+    for number in range(130):  # more than a page
+        spoke(manager, f"old-{number}")
+        number_of_order = orders.give(f"old-{number}", "drain", {}).number
+    orders.acknowledge("old-1", number_of_order, "applied", None)
+    later(manager, 9 * DAY)
+    spoke(manager, "old-7")
+    spoke(manager, "young")
+    prune(manager)
+    assert len(list(fleet.newest())) == 131, "they were heard nine days ago, and are kept for ten"
+    later(manager, 2 * DAY)
+    prune(manager)
+    assert [one.id for one in fleet.newest()] == ["young", "old-7"]
+    assert fleet.get("old-1") is None
+    assert fleet.kept("old-1", LOG_JOBS, None, 10)[0] == []
+    assert orders.page("old-1", 0, 10) == []
+    assert orders.page("old-7", 0, 10) != []
+    prune(manager)
+    prune(manager)
+    entries = manager.store.read("agents", after=0)
+    assert [codec.loads(one.body)["agent"] for one in entries] == ["old-7", "young"], "nothing is left of the others"
+
+
+@pytest.mark.requirement("M17")
+def test_an_agent_that_was_forgotten_and_came_again_is_listed_once(manager: Manager) -> None:
+    spoke(manager, "a")
+    manager.fleet.remove("a")
+    spoke(manager, "a")
+    prune(manager)
+    assert len(manager.store.read("agents", after=0)) == 1
+    assert [one.id for one in manager.fleet.newest()] == ["a"]
+
+
+def test_an_agent_whose_entry_is_there_before_its_record_is_not_lost(manager: Manager) -> None:
+    manager.store.append("agents", codec.dumps({"agent": "slow"}))
+    prune(manager)
+    record = AgentRecord("slow", "first", "host", "1", ("noop",), manager.clock.now(), heard_at=manager.clock.now())
+    manager.store.insert("agent:slow", record.document())
+    prune(manager)
+    assert [one.id for one in manager.fleet.newest()] == ["slow"]

@@ -22,6 +22,9 @@ _PAGE, _TOGETHER = 200, 20
 #: Seconds by which the order of the log of ends and that of the times in it may differ: clocks are never quite right.
 _SLACK = 3600.0
 
+#: Seconds for which an agent that is gone is known in any case.
+_DAY = 86_400.0
+
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
@@ -145,9 +148,20 @@ class Pruning(Waiting):
                     self.store.amend("failed", entry.number, None)
         return entries[-1].number if len(entries) == _PAGE else None
 
+    def forget_agents(self, after: int = 0) -> int | None:
+        """Forget the agents that have been silent for longer than jobs are kept, and for a day.
+
+        Looks at one page of them, from where an earlier call stopped; returns where to go on, or None.
+        """
+        old, position = self.fleet.old(max(self.retention, _DAY), after)
+        for id in old:
+            self.orders.forget(id)
+            self.fleet.remove(id)
+        return position
+
     def trim(self) -> None:
         """Remove what lies before the first entry of each log, and give freed room back to the disk."""
-        for log in ("finished", "failed", "jobs", *(f"jobs.{name}" for name in self.registry.names)):
+        for log in ("finished", "failed", "jobs", "agents", *(f"jobs.{name}" for name in self.registry.names)):
             first = self.store.read(log, after=0, limit=1)
             if first and first[0].number > 1:
                 self.store.trim(log, first[0].number - 1)
