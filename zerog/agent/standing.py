@@ -3,17 +3,63 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from zerog.agent.heartbeat import Superior
-from zerog.exceptions import StateConflict, Superseded, UnknownResource
+from zerog.exceptions import StateConflict, Superseded, UnknownResource, ZerogError
 from zerog.needs import Limits
 from zerog.orders import APPLIED, REFUSED, Command, Wanted
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _NOT_HERE = "the job does not run here"
+
+
+class Errands(Protocol):
+    """How what is asked of a superior is asked: at once, or where the loop does not wait for it."""
+
+    def __call__(self, call: Callable[[], T]) -> Future[T]:
+        """Do something and tell what came of it."""
+
+    def close(self) -> None:
+        """Wait for nothing more."""
+
+
+class AtOnce:
+    """Asks at once: a store answers as fast as everything else that the loop asks of it."""
+
+    def __call__(self, call: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            future.set_result(call())
+        except ZerogError as error:
+            future.set_exception(error)
+        return future
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Aside:
+    """Asks in a thread of its own, one thing after the other, and wakes the loop when it is answered."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="errands")
+
+    def __call__(self, call: Callable[[], T]) -> Future[T]:
+        future = self._pool.submit(call)
+        future.add_done_callback(lambda _: self._wake())
+        return future
+
+    def close(self) -> None:
+        """Wait for nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Doer(Protocol):
@@ -32,9 +78,13 @@ class Doer(Protocol):
 class Standing:
     """What an agent knows of its orders.  Belongs to the loop."""
 
-    def __init__(self, superior: Superior, agent: str) -> None:
+    def __init__(self, superior: Superior, agent: str, errands: Errands) -> None:
         self._superior = superior
         self._agent = agent
+        self._errands = errands
+        #: What was asked and is not answered: what is wanted, and whether the last command's end was heard.
+        self._asking: Future[Wanted] | None = None
+        self._saying: Future[Command] | None = None
         self._wanted = Wanted()
         self._done = 0
         self._look = False
@@ -63,36 +113,62 @@ class Standing:
         ``anew`` says that the agent was not known: its commands are counted from one again.
         """
         if anew:
-            self._done, self._made = 0, None
+            self._done, self._made, self._saying = 0, None, None
         if anew or wanted.last >= self._wanted.last:
             self._wanted = wanted
 
     def obey(self, doer: Doer) -> bool:
-        """Do what is new, one after the other, and say so; raises what an outage of the store raises.
+        """Do what is new, one after the other, each when what became of the one before was heard.
 
-        Returns whether there was something.
+        Returns whether there was something.  Raises what an outage of the store raises; then call it again later.
         """
         before = self._done
-        if self._look:
-            self.take(self._superior.wanted(self._agent))
-            self._look = False
+        self._ask()
         for command in self._wanted.pending:
             if command.number <= self._done:
                 continue
             if self._made is None or self._made[0] != command.number:
                 self._made = (command.number, *self._outcome(command, doer))
                 logger.info("command %d: %s: %s", command.number, command.command, self._made[2] or self._made[1])
-            _, state, message = self._made  # what it came to is not found out twice, however often it must be said
-            try:
-                self._superior.acknowledge(self._agent, command.number, state, message)
-            except (UnknownResource, StateConflict, Superseded) as error:
-                logger.info("command %d is nobody's any more: %s", command.number, error)
+            # What it came to is not found out twice, however often it must be said.
+            if not self._is_heard(*self._made):
+                break
             self._done = command.number
-            if command.command in ("retire", "restart") and state == APPLIED:
+            if command.command in ("retire", "restart") and self._made[1] == APPLIED:
                 self.then = command.command
                 doer.stop()
                 break
         return self._done != before
+
+    def _ask(self) -> None:
+        """Ask what is wanted if somebody said that there is something, and take the answer when it is there."""
+        if self._look and self._asking is None:
+            self._look = False
+            self._asking = self._errands(partial(self._superior.wanted, self._agent))
+        if self._asking is not None and self._asking.done():
+            asking, self._asking = self._asking, None
+            try:
+                self.take(asking.result())
+            except ZerogError:
+                self._look = True
+                raise
+
+    def _is_heard(self, number: int, state: str, message: str | None) -> bool:
+        """Say what a command came to; return whether it was heard."""
+        if self._saying is None:
+            self._saying = self._errands(partial(self._superior.acknowledge, self._agent, number, state, message))
+        if not self._saying.done():
+            return False
+        saying, self._saying = self._saying, None
+        try:
+            saying.result()
+        except (UnknownResource, StateConflict, Superseded) as error:
+            logger.info("command %d is nobody's any more: %s", number, error)
+        return True
+
+    def close(self) -> None:
+        """Wait for no answer any more."""
+        self._errands.close()
 
     @staticmethod
     def _outcome(command: Command, doer: Doer) -> tuple[str, str | None]:
