@@ -42,9 +42,9 @@ class Speaker:
         """Say what an attempt came to."""
         return self.client.post(f"{given['href']}/outcome", json={"outcome": outcome, **members})
 
-    def commands(self, after: int = 0, wait: int | None = None) -> list[dict[str, Any]]:
+    def commands(self, after: int = 0, prefer: str | None = None) -> list[dict[str, Any]]:
         """Fetch commands."""
-        headers = {} if wait is None else {"Prefer": f"wait={wait}"}
+        headers = {} if prefer is None else {"Prefer": prefer}
         answer = self.client.get(f"/agents/{self.id}/commands", params={"after": after}, headers=headers)
         assert answer.status_code == 200, answer.text
         found: list[dict[str, Any]] = answer.json()["items"]

@@ -91,6 +91,15 @@ def _processes(value: Any) -> int:
     return number
 
 
+def _slots(value: Any) -> int | None:
+    if value is None:
+        return None
+    number = _count(value)
+    if number > 1000:  # each is a process; a slip of the finger must not fill the machine
+        raise ValueError("a whole number from 1 to 1,000")
+    return number
+
+
 def _rate(value: Any) -> int:
     if str(value) == "0":
         return 0
@@ -264,7 +273,7 @@ SETTINGS: tuple[Setting, ...] = (
             "server"),
     Setting("rate_limit", 0, _rate, "requests a minute for each token; 0 for no limit", "server"),
     Setting("idle_timeout", 30, _seconds, "time for a complete header, and for an idle connection", "server"),
-    Setting("slots", None, lambda value: None if value is None else _count(value),
+    Setting("slots", None, _slots,
             "how many jobs an agent runs at once; by default one for each CPU", "agent"),
     Setting("master", None, _masters,
             "URLs of servers, comma separated: the agent speaks HTTP alone, to any of them", "agent"),

@@ -244,6 +244,8 @@ class AgentRecord:
     exceptions: int = 0
     #: Whether it speaks to store and queue itself; otherwise a server does for it.
     direct: bool = True
+    #: The instances that it was last, the latest at the end: one of them that still speaks is a twin.
+    former: tuple[str, ...] = ()
 
     @property
     def holder(self) -> str:
@@ -284,6 +286,7 @@ class AgentRecord:
             "assignments": [one.members() for one in self.assignments],
             **{name: getattr(self, name) for name in _COUNTS},
             "direct": self.direct,
+            "former": list(self.former),
         }
         return codec.dumps(members)
 
@@ -320,6 +323,7 @@ def _read(members: dict[str, Any]) -> AgentRecord:
         heartbeat=members["heartbeat"],
         assignments=tuple(Assignment.read(one) for one in members["assignments"]),
         direct=members["direct"],
+        former=tuple(members.get("former", ())),
         **{name: int(members[name]) for name in _COUNTS},
     )
 
@@ -374,6 +378,10 @@ class Fleet:
         self._known: dict[str, tuple[AgentRecord | None, float]] = {}
         #: Instances whose end is certain: nothing brings them back.
         self._gone: set[str] = set()
+        #: What ``old`` has come past: each agent's entry, the entries without a record, and those of the time before.
+        self._entry_of: dict[str, int] = {}
+        self._without: set[int] = set()
+        self._former_without: set[int] = set()
 
     # Records
 
@@ -416,6 +424,36 @@ class Fleet:
         with suppress(NotFound):
             self._store.remove(_key(id))
         self._known.pop(id, None)
+
+    def old(self, kept: float, after: int) -> tuple[list[str], int | None]:
+        """Return those of one page of agents that have been silent for longer than ``kept`` seconds.
+
+        ``after`` is where an earlier call stopped; where to go on comes along, or None at the end.  Entries of agents
+        that are forgotten, or have another entry, go.
+        """
+        if after == 0:
+            self._entry_of, self._without, self._former_without = {}, set(), self._without
+        entries = self._store.read("agents", after=after, limit=_PAGE)
+        ids = {entry.number: str(codec.loads(entry.body)["agent"]) for entry in entries}
+        found = self._store.get_many([_key(id) for id in dict.fromkeys(ids.values())])
+        now = self._clock.now()
+        old = []
+        with self._store.together():
+            for number, id in ids.items():
+                record = _readable(found[_key(id)].body) if _key(id) in found else None
+                if _key(id) not in found:
+                    # An entry comes before its record: only one that had none the last time either means nothing.
+                    if number in self._former_without:
+                        self._store.amend("agents", number, None)
+                    else:
+                        self._without.add(number)
+                    continue
+                if id in self._entry_of:
+                    self._store.amend("agents", self._entry_of[id], None)
+                self._entry_of[id] = number
+                if record is not None and now - (record.heard_at or record.started_at) > kept:
+                    old.append(id)
+        return old, entries[-1].number if len(entries) == _PAGE else None
 
     def _remember(self, id: str, record: AgentRecord | None) -> None:
         if len(self._known) >= _REMEMBERED:

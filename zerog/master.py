@@ -35,8 +35,8 @@ from zerog.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
-#: Agents of which it is remembered when they spoke.
-_NOTED = 10_000
+#: Agents of which it is remembered when they spoke, and instances that one was before.
+_NOTED, _FORMER = 10_000, 5
 
 T = TypeVar("T")
 
@@ -141,14 +141,14 @@ class Master:
         """Take what an agent says of itself: it is new, it has begun anew, or it lives.
 
         What it says that it still has is renewed.  A changed instance has lost the rest, which goes on elsewhere at
-        once.  ``AgentAlive`` if an agent that reaches the store itself would take the name of another that lives.
+        once.  ``AgentAlive`` if it would take the name of another that lives, or if a later one has taken its own.
         """
         earlier: AgentRecord | None = None
 
         def change(before: AgentRecord | None) -> AgentRecord:
             nonlocal earlier
             earlier = before
-            if news.direct and before is not None:
+            if before is not None:
                 self._refuse_twin(before, news)
             return self._merged(before, news)
 
@@ -164,8 +164,13 @@ class Master:
         return Heard(record, new, self.orders.wanted(news.id), superseded)
 
     def _refuse_twin(self, before: AgentRecord, news: Registration) -> None:
-        same = before.instance in (news.instance, news.former)
-        if not same and before.direct and self.fleet.state(before) not in ("retired", "offline"):
+        if news.instance in before.former:
+            raise AgentAlive(f"a later process, on {before.hostname}, is the agent {news.id} now")
+        if before.instance in (None, "", news.instance, news.former) or news.instance is None:
+            return
+        # One that speaks HTTP alone and comes again on its host has its name from there: the one before has ended.
+        elsewhere = bool(news.hostname and before.hostname and news.hostname != before.hostname)
+        if (before.direct or elsewhere) and self.fleet.state(before) not in ("retired", "offline"):
             raise AgentAlive(f"the agent {news.id} lives as another process, on {before.hostname}")
 
     @staticmethod
@@ -200,6 +205,7 @@ class Master:
             heard_at=now,
             heartbeat=self.heartbeat,
             direct=news.direct,
+            former=(*before.former, before.instance)[-_FORMER:] if begun and before.instance else before.former,
             processed=before.processed + len(news.ended),
             failures=before.failures + sum(one.failed for one in news.ended),
             exceptions=before.exceptions + len(news.exceptions),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -230,6 +234,107 @@ def test_a_command_given_before_its_start_is_done_right_after_it(zerog: Deployme
         assert zerog.wait(zerog.submit("noop"))["agent"] == "one"
 
 
+@pytest.mark.requirement("M25")
+def test_every_command_is_done_at_every_moment(zerog: Deployment) -> None:
+    """Idle, with a job that runs, while it drains, and drained; ``retire`` ends it, and so comes last."""
+    (agent,) = zerog.agents
+
+    def restarted(href: str, then: str) -> None:
+        assert applied(zerog, href)["state"] == "applied"
+        wait_until(
+            lambda: shown(zerog)["instance"] not in (None, before) and state(zerog) == then, 15,
+            f"it to begin anew and be {then}; its log:\n{zerog.log()[-2000:]}",
+        )  # fmt: skip
+        assert agent.popen.poll() is None
+
+    def runs(seconds: float) -> str:
+        uuid = zerog.submit("sleep", {"seconds": seconds})
+        zerog.wait_for(uuid, state="running")
+        return uuid
+
+    before = shown(zerog)["instance"]
+    restarted(tell(zerog, "restart"), "running")  # idle
+    assert applied(zerog, tell(zerog, "resume"))["state"] == "applied"
+    running = runs(3)
+    assert applied(zerog, tell(zerog, "resume"))["state"] == "applied"
+    for command in ("drain", "drain"):  # with a job, and while it drains
+        assert applied(zerog, tell(zerog, command))["state"] == "applied"
+        wait_until(lambda: state(zerog) == "draining", 2, "to say so")
+    applied(zerog, tell(zerog, "resume"))
+    wait_until(lambda: state(zerog) == "running", 2, "to take jobs again")
+    assert zerog.wait(zerog.submit("noop"))["state"] == "succeeded"
+    assert zerog.job(running)["state"] == "running", "all that was done beside it"
+    applied(zerog, tell(zerog, "drain"))
+    before = shown(zerog)["instance"]
+    restarted(tell(zerog, "restart"), "drained")  # while it drains: what runs ends first
+    record = zerog.job(running)
+    assert (record["state"], record["attempt"]) == ("succeeded", 1)
+    assert applied(zerog, tell(zerog, "drain"))["state"] == "applied"
+    before = shown(zerog)["instance"]
+    restarted(tell(zerog, "restart"), "drained")
+    waits = zerog.submit("noop")
+    applied(zerog, tell(zerog, "resume"))
+    assert zerog.wait(waits)["state"] == "succeeded"
+    running = runs(1.5)
+    applied(zerog, tell(zerog, "drain"))
+    applied(zerog, tell(zerog, "retire"))
+    assert agent.popen.wait(15) == 0
+    assert (zerog.job(running)["state"], zerog.job(running)["attempt"]) == ("succeeded", 1)
+    assert state(zerog) == "retired"
+
+
+@pytest.mark.requirement("M3", "M25")
+def test_commands_are_done_once_and_in_order_while_the_master_is_killed_again_and_again(zerog: Deployment) -> None:
+    """Whoever commands repeats under a key; the agent is told by whichever master there is."""
+    ended, kills = threading.Event(), 0
+
+    def kill() -> None:
+        nonlocal kills
+        moments = random.Random(4)
+        while not ended.wait(moments.uniform(0.2, 1.5)):
+            zerog.restart_server()
+            kills += 1
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        numbers: list[int] = []
+        while (kills < 4 or len(numbers) < 20) and len(numbers) < 600:
+            place = len(numbers)
+            for command in ("drain", "resume"):
+                numbers.append(_told(zerog, command, f"{command}-{place}"))
+            # Some are given before the one before is done, some after.
+            if place % 3:
+                wait_until(lambda: _is_applied(zerog, numbers[-1]), 30, "the command")
+    finally:
+        ended.set()
+        killer.join(60)
+    assert kills >= 4
+    assert numbers == list(range(1, len(numbers) + 1))
+    wait_until(lambda: all(_is_applied(zerog, number) for number in numbers), 30, f"all; agent:\n{zerog.log()[-3000:]}")
+    done = [int(line.split("command ")[1].split(":")[0]) for line in zerog.log().splitlines() if ": applied" in line]
+    assert done == numbers, "each once, in order"
+    assert zerog.wait(zerog.submit("noop"))["agent"] == "one"
+
+
+def _told(zerog: Deployment, command: str, key: str) -> int:
+    def accepted() -> dict[str, Any] | None:
+        with suppress(httpx.TransportError):
+            answer = zerog.client.post(
+                "/agents/one/commands", json={"command": command}, headers={"Idempotency-Key": key}
+            )
+            return answer.json() if answer.status_code == 202 else None
+        return None
+
+    return int(wait_until(accepted, 30, f"{command} to be accepted")["number"])
+
+
+def _is_applied(zerog: Deployment, number: int) -> bool:
+    with suppress(httpx.TransportError):
+        return bool(zerog.client.get(f"/agents/one/commands/{number}").json().get("state") == "applied")
+    return False
+
+
 @pytest.mark.requirement("M11", "M25")
 def test_cancel_and_limits_reach_a_running_job_and_its_agent(zerog: Deployment) -> None:
     uuid = zerog.submit("sleep", {"seconds": 30})
@@ -271,6 +376,23 @@ def test_an_agent_elsewhere_waits_for_the_silence_of_the_one_that_has_its_name(t
         assert zerog.wait(zerog.submit("noop"))["state"] == "succeeded"
         _stop(first)
         wait_until(lambda: shown(zerog)["instance"] != before and state(zerog) == "running", 15, "the second")
+
+
+@pytest.mark.requirement("M13")
+def test_of_two_agents_that_speak_http_under_one_name_the_first_ends(tmp_path: Path) -> None:
+    with deployed(tmp_path, lease="3", sweep="500ms", heartbeat="500ms", http=True) as zerog:
+        zerog.agents.pop().terminate()
+        first = zerog.start_agent(name="one")
+        wait_until(lambda: state(zerog) == "running", 10, "the first")
+        running = zerog.submit("sleep", {"seconds": 2})
+        zerog.wait_for(running, state="running")
+        before = shown(zerog)["instance"]
+        zerog.start_agent(name="one", run_dir=str(tmp_path / "elsewhere"))
+        assert first.popen.wait(20) == 0
+        assert "this agent ends: a later process" in zerog.log()
+        assert zerog.wait(running)["state"] == "succeeded"
+        assert state(zerog) == "running" and shown(zerog)["instance"] != before, "the goodbye was not the second's"
+        assert zerog.wait(zerog.submit("noop"))["attempt"] == 1
 
 
 def _stop(process: Process) -> None:

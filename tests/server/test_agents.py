@@ -92,6 +92,25 @@ def test_an_agent_registers_says_that_it_lives_and_goes(zerog: Deployment) -> No
 
 
 @pytest.mark.requirement("M13")
+def test_a_name_is_taken_on_its_host_or_from_one_that_is_silent(zerog: Deployment) -> None:
+    one = Speaker(zerog.client, "twice", "noop", hostname="here")
+    assert one.hear().status_code == 201
+    there = Speaker(zerog.client, "twice", "noop", hostname="there")
+    there.instance = "there"
+    assert code(there.hear()) == (409, "agent_alive")
+    assert "on here" in there.hear().json()["detail"]
+    again = Speaker(zerog.client, "twice", "noop", hostname="here")
+    again.instance = "again"
+    assert again.hear().status_code == 200
+    assert code(one.hear()) == (409, "agent_alive"), "it may have been on its way when it was killed"
+    assert code(one.hear(state="offline")) == (409, "agent_alive")
+    assert view(zerog, "twice")["state"] == "running"
+    wait_until(lambda: there.hear().status_code == 200, 3 * LEASE, "the name to be free")
+    assert view(zerog, "twice")["hostname"] == "there"
+    zerog.client.delete("/agents/twice")
+
+
+@pytest.mark.requirement("M13")
 def test_a_silent_agent_is_offline_after_three_heartbeats_and_its_jobs_go_on(zerog: Deployment, agent: Speaker) -> None:
     uuid = zerog.submit("noop")
     assert agent.take(5) is not None
@@ -522,9 +541,10 @@ def test_commands_are_numbered_heard_and_acknowledged_once(zerog: Deployment, ag
 
 
 @pytest.mark.requirement("M25")
-def test_a_waiting_agent_hears_of_a_command_within_half_a_second(zerog: Deployment, agent: Speaker) -> None:
+@pytest.mark.parametrize("wait", ["wait=20", "wait"])
+def test_a_waiting_agent_hears_of_a_command_within_half_a_second(zerog: Deployment, agent: Speaker, wait: str) -> None:
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(agent.commands, 0, 10)
+        waiting = pool.submit(agent.commands, 0, wait)
         time.sleep(0.5)  # so that it waits before there is one
         tell(zerog, agent.id, "drain")
         began = time.monotonic()
@@ -563,6 +583,18 @@ def test_several_agents_are_told_by_host_and_by_label(zerog: Deployment) -> None
     assert told(hostname="nowhere") == []
     assert zerog.client.post("/agents/commands", json={"command": "drain"}).status_code == 422
     assert [len(one.commands()) for one in (here, there)] == [2, 1]
+    key = {"Idempotency-Key": "k-many"}
+    assert zerog.client.post("/agents/t-1/commands", json={"command": "drain"}, headers=key).status_code == 202
+    resume = {"command": "resume", "label": "t-gpu"}
+    answer = zerog.client.post("/agents/commands", json=resume, headers=key)
+    assert answer.status_code == 202, "one that cannot be told does not keep the others from it"
+    assert [one["href"].split("/")[2] for one in answer.json()["items"]] == ["t-2"]
+    (refused,) = answer.json()["refused"]
+    assert (refused["agent"], refused["status"], refused["code"]) == (
+        {"href": "/agents/t-1"}, 422, "idempotency_key_reused"
+    )  # fmt: skip
+    answer = zerog.client.post("/agents/commands", json={**resume, "hostname": "t-host"}, headers=key)
+    assert code(answer) == (422, "idempotency_key_reused"), "nobody was told"
     for one in (here, there):
         zerog.client.delete(f"/agents/{one.id}")
 

@@ -28,11 +28,11 @@ from zerog.agent.keeper import Keeper
 from zerog.agent.pipe import BrokenPipe
 from zerog.agent.process import Child, Program
 from zerog.agent.slot import Phase, Slot
-from zerog.agent.standing import Standing
+from zerog.agent.standing import Aside, AtOnce, Standing
 from zerog.agent.usage import Usage
 from zerog.chores import Rounds
 from zerog.clock import Clock
-from zerog.exceptions import QueueUnavailable, StoreAmbiguous, StoreUnavailable, Superseded
+from zerog.exceptions import AgentAlive, QueueUnavailable, StoreAmbiguous, StoreUnavailable, Superseded
 from zerog.fleet import Assignment
 from zerog.leases import LeaseWatch
 from zerog.manager import Manager
@@ -99,7 +99,8 @@ class Agent:
         self._flights = Flights(manager, self._wake) if isinstance(manager, Remote) else None
         self._commands = Commands(commands, manager.agent_tube(terms.agent), self._selector, self._on_command)
         self._heartbeat = Heartbeat(superior, registration, terms, clock, usage)
-        self._orders = Standing(superior, terms.agent)
+        errands = Aside(self._wake) if isinstance(manager, Remote) else AtOnce()
+        self._orders = Standing(superior, terms.agent, errands)
         if isinstance(manager, Manager):
             manager.on_needs = self._wake
         self._chores = rounds([self._say_here], [self._probe_store, self._notice_changes])
@@ -371,8 +372,16 @@ class Agent:
         said = [Assignment(one.uuid, one.number, one.since, one.needs) for one in attempts if not stuck]
         if self._flights is not None and not stuck:
             said += self._flights.at_hand()
-        if self._heartbeat.say(self._state(), self.superseded, said):
-            self._wake()
+        try:
+            if self._heartbeat.say(self._state(), self.superseded, said):
+                self._wake()
+        except AgentAlive as error:
+            if not self._heartbeat.registered:
+                raise
+            if not self._signals:
+                logger.error("this agent ends: %s", error)
+                self.stop()
+                self._wake()
 
     def _state(self) -> str:
         """Return what it does, as others see it."""
@@ -500,6 +509,7 @@ class Agent:
             self._manager.store.probe()
             self._store_away = False
             logger.info("store back")
+            self._wake()
 
     # The queue
 
@@ -779,6 +789,7 @@ class Agent:
         self._keeper.close()
         if self._flights is not None:
             self._flights.close()
+        self._orders.close()
         self._chores.join(self._terms.grace)
         self._manager.close_queue()
         signal.set_wakeup_fd(-1)

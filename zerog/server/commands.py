@@ -15,6 +15,7 @@ from zerog.clock import to_iso
 from zerog.exceptions import (
     IdempotencyKeyReused,
     InvalidParameters,
+    RequestError,
     StateConflict,
     TooBusy,
     UnknownResource,
@@ -204,7 +205,7 @@ class ManyCommands(Endpoint):
     url = "/agents/commands"
     parameters: ClassVar = {"POST": ManyBody}
     headers: ClassVar = {"POST": (KEY,)}
-    responses = {"POST": {202: ("the commands that were given, one for each agent", "Commands")}}
+    responses = {"POST": {202: ("the commands that were given, and the agents that can take none now", "ManyCommands")}}
     problems: ClassVar = {"POST": (StateConflict, TooBusy, IdempotencyKeyReused)}
 
     async def post(self, parameters: ManyBody) -> Answer:
@@ -213,12 +214,15 @@ class ManyCommands(Endpoint):
         if parameters.hostname is None and parameters.label is None:
             raise InvalidParameters([fault("", "it must have hostname, or label, or both", "missing")])
         key = self.idempotency_key()
-        items = await self.off_loop(self._give_all, parameters, members, key)
+        items, refused = await self.off_loop(self._give_all, parameters, members, key)
         for one in items:
             self.services.bell.ring(str(one["href"]).split("/")[2])
-        return Answer({"items": items, "next": None, "href": self.url}, 202, page="commands")
+        return Answer({"items": items, "refused": refused, "next": None, "href": self.url}, 202, page="commands")
 
-    def _give_all(self, body: ManyBody, members: dict[str, Any], key: str | None) -> list[dict[str, Any]]:
+    def _give_all(
+        self, body: ManyBody, members: dict[str, Any], key: str | None
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Give each its command; what one cannot take is its own affair, unless no other can either."""
         found = [
             one
             for one in self.manager.fleet.newest()
@@ -226,7 +230,24 @@ class ManyCommands(Endpoint):
             and body.hostname in (None, one.hostname)
             and (body.label is None or body.label in one.labels)
         ]
-        return [give(self, one, body.command, members, key) for one in found]
+        items: list[dict[str, Any]] = []
+        refusals: list[tuple[AgentRecord, RequestError]] = []
+        for one in found:
+            try:
+                items.append(give(self, one, body.command, members, key))
+            except (TooBusy, StateConflict, IdempotencyKeyReused) as error:
+                refusals.append((one, error))
+        if refusals and not items:
+            raise refusals[0][1]
+        return items, [
+            {
+                "agent": {"href": views.agent_href(one.id)},
+                "status": error.status,
+                "code": error.code,
+                "detail": error.detail,
+            }
+            for one, error in refusals
+        ]
 
 
 class AgentCommand(OfAgent):

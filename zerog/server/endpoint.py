@@ -73,7 +73,7 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}", re.ASCII)
 _KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
-_PREFERENCE = re.compile(r"wait=([0-9]{1,6})", re.ASCII)
+_PREFERENCE = re.compile(r"wait(?:=([0-9]{1,6}))?", re.ASCII)
 
 #: Seconds that ``Prefer: wait`` can ask for at most.
 MAX_WAIT = 60
@@ -356,11 +356,14 @@ class Endpoint:
         return text.lower()
 
     def preferred_wait(self) -> int | None:
-        """Return the seconds of ``Prefer: wait=N``, at most ``MAX_WAIT``; None if it is absent or unreadable."""
+        """Return the seconds of ``Prefer: wait=N``, at most ``MAX_WAIT``, which ``wait`` alone asks for.
+
+        None if it is absent or unreadable.
+        """
         for part in re.split(r"[,;]", self.request.headers.get("Prefer", "")):
             match = _PREFERENCE.fullmatch(part.strip())
             if match:
-                return min(MAX_WAIT, int(match.group(1)))
+                return min(MAX_WAIT, int(match.group(1) or MAX_WAIT))
         return None
 
 
@@ -369,7 +372,7 @@ def header(name: str, description: str) -> Parameter:
     return Parameter(name, str, {"type": "string"}, description)
 
 
-WAIT = header("Prefer", "wait=N waits up to N seconds, at most 60, before it answers")
+WAIT = header("Prefer", "wait=N waits up to N seconds, at most 60, before it answers; wait alone for 60")
 
 
 def ranged(name: str, low: int, high: int) -> Callable[[str], int]:

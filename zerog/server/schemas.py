@@ -101,6 +101,7 @@ def of_agents() -> dict[str, Any]:
         "parents": {"type": "array", "items": _REFERENCE},
         "href": _HREF,
     }
+    refused = {"agent": _REFERENCE, "status": _COUNT, "code": _TEXT, "detail": _TEXT}
     held = {"agent": _REFERENCE, "job": _REFERENCE, "attempt": _COUNT, "since": _TIME}
     ended = {"job": _REFERENCE, "attempt": _COUNT, "outcome": _TEXT, "at": _TIME}
     return {
@@ -114,6 +115,9 @@ def of_agents() -> dict[str, Any]:
         "AgentExceptions": _page(_EXCEPTION),
         "Command": command,
         "Commands": _page(command),
+        "ManyCommands": _object(
+            {**_page(command)["properties"], "refused": {"type": "array", "items": _object(refused)}}
+        ),
         "Turn": _object(
             {
                 **{name: {"type": "array", "items": {"type": "object"}} for name in ("reports", "outcomes")},
