@@ -376,6 +376,8 @@ class Fleet:
         self._clock = clock
         #: Records as they were read a moment ago, with that moment on the monotonic clock.
         self._known: dict[str, tuple[AgentRecord | None, float]] = {}
+        #: Records as they were written last, by their documents: one that says the same need not be read again.
+        self._written: dict[str, tuple[bytes, AgentRecord]] = {}
         #: Instances whose end is certain: nothing brings them back.
         self._gone: set[str] = set()
         #: What ``old`` has come past: each agent's entry, the entries without a record, and those of the time before.
@@ -394,7 +396,8 @@ class Fleet:
 
         def changed(body: bytes | None) -> bytes | None:
             nonlocal record
-            before = _readable(body)
+            written, known = self._written.get(id, (b"", None))
+            before = known if body is not None and body == written else _readable(body)
             after = change(before)
             record = after if after is not None else before
             if after is None:
@@ -402,7 +405,11 @@ class Fleet:
             if body is None:
                 # In this order: an entry without a record means nothing, a record without one would never be found.
                 self._store.append("agents", codec.dumps({"agent": id}))
-            return after.document()
+            document = after.document()
+            if len(self._written) >= _REMEMBERED:
+                self._written.clear()
+            self._written[id] = (document, after)
+            return document
 
         self._store.change(_key(id), changed)
         self._remember(id, record)

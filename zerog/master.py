@@ -444,7 +444,12 @@ def _said(said: T | None, before: T) -> T:
 
 def room_of(record: AgentRecord, wanted: Wanted) -> Limits:
     """Return what an agent still has."""
-    return limits_of(record, wanted).less(one.needs for one in record.assignments)
+    return room_beside(record, wanted, record.assignments)
+
+
+def room_beside(record: AgentRecord, wanted: Wanted, assignments: Iterable[Assignment]) -> Limits:
+    """Return what an agent would still have beside some assignments."""
+    return limits_of(record, wanted).less(one.needs for one in assignments)
 
 
 def unknown(id: str) -> UnknownAgent:

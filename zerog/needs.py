@@ -71,11 +71,14 @@ class Needs:
     @classmethod
     def read(cls, members: Mapping[str, Any]) -> Needs:
         """Read what ``members`` gave."""
+        if members == _NONE:
+            return NOTHING
         return cls.of(int(members["ram"]), float(members["cpus"]), members["labels"])
 
 
-#: What a job needs by default.
+#: What a job needs by default, and how that is written.
 NOTHING = Needs()
+_NONE = NOTHING.members()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ shown as ``cancelling``.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -194,7 +193,10 @@ def to_document(record: JobRecord) -> bytes:
     if record.needs:
         document["needs"] = record.needs.members()
     if record.result is not None:
-        document["result"] = dataclasses.asdict(record.result)
+        result = record.result  # member by member: this is written for every job
+        document["result"] = {
+            "media_type": result.media_type, "size": result.size, "inline": result.inline, "blob": result.blob
+        }  # fmt: skip
     return codec.dumps(document)
 
 

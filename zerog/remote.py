@@ -37,6 +37,7 @@ from zerog.exceptions import (
     AlreadyFinished,
     BadSetting,
     BodyTooLarge,
+    CorruptDocument,
     QueueError,
     RequestError,
     StoreUnavailable,
@@ -228,6 +229,8 @@ class Flight:
     first: list[Callable[[], None]] = field(default_factory=list)
     reports: list[Promise] = field(default_factory=list)
     outcomes: list[Promise] = field(default_factory=list)
+    #: How many jobs the agent would take that are ready now.
+    want: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.first or self.reports or self.outcomes)
@@ -270,6 +273,9 @@ class Remote:
         #: Whether the agent takes jobs, and what it was given and no slot has asked for yet.
         self.takes = True
         self.ready: deque[Mapping[str, Any]] = deque()
+        #: When the last of it came, on the monotonic clock; and whether there was as much as the agent wanted.
+        self.ready_at = 0.0
+        self.plenty = False
         self.polls: list[Assignments] = []
         self._flight: Flight | None = None
         #: How often the agent was new to the masters.
@@ -285,7 +291,7 @@ class Remote:
         content = None if body is None else codec.dumps(body)
         status, answer = self.talk.ask(method, path, content)
         self.check(status, answer)
-        return status, json.loads(answer) if answer else {}
+        return status, _read(answer) if answer else {}
 
     @staticmethod
     def check(status: int, content: bytes) -> None:
@@ -326,7 +332,7 @@ class Remote:
         body = b'{"reports":[%s],"outcomes":[%s],"want":%d}' % (
             b",".join(one.body for one in flight.reports),
             b",".join(one.body for one in flight.outcomes),
-            len(flight.outcomes) if self.takes else 0,
+            want := flight.want if self.takes else 0,
         )
         status, content = self.talk.ask("POST", f"/agents/{quote(self.agent, safe='')}/turns", body)
         try:
@@ -334,9 +340,12 @@ class Remote:
         except RequestError as error:
             self._send_apart(flight, error)
             return
-        view = json.loads(content)
+        view = _read(content)
         # Before anything can go wrong with what follows: they are the agent's now.
         self.ready.extend(view["assignments"])
+        self.ready_at = self.clock.monotonic()
+        if want:
+            self.plenty = len(view["assignments"]) >= want
         for poll in self.polls:
             poll.offer()
         for name, promises in (("reports", flight.reports), ("outcomes", flight.outcomes)):
@@ -550,6 +559,18 @@ class Remote:
         self._in_flight.first.append(ask)
         return lambda: found[0]
 
+    def return_ready(self) -> None:
+        """Give back all that no slot has asked for: nothing of it was begun.  Waits for no master."""
+        outcomes = []
+        while self.ready:
+            view = self.ready.popleft()
+            logger.info("gives back job=%s attempt=%d, not begun", view["uuid"], view["attempt"])
+            said = {"outcome": "givenBack", "started": False}
+            outcomes.append(Promise(codec.dumps({"uuid": view["uuid"], "attempt": view["attempt"], **said}), _nobodys))
+        if outcomes:
+            flight = Flight(outcomes=outcomes)
+            threading.Thread(target=quietly, args=(lambda: self.send(flight),), daemon=True).start()
+
     def close_queue(self) -> None:
         """Do nothing: there is none."""
 
@@ -583,7 +604,7 @@ class Remote:
         """Return what is wanted of the agent."""
         status, content = self.talk.ask("GET", f"/agents/{quote(id, safe='')}/commands?after={self._acknowledged}")
         self.check(status, content)
-        found = [_command(one) for one in json.loads(content)["items"]]
+        found = [_command(one) for one in _read(content)["items"]]
         for one in found:
             if one.number > self._seen and one.command in ("drain", "resume"):
                 self._drained = one.command == "drain"
@@ -599,6 +620,28 @@ class Remote:
         _, view = self._json("POST", f"/agents/{quote(id, safe='')}/commands/{number}", body)
         self._acknowledged = max(self._acknowledged, number)
         return _command(view)
+
+
+def _read(content: bytes) -> dict[str, Any]:
+    """Read the JSON of an answer; what is none did not come from a master."""
+    try:
+        view: dict[str, Any] = codec.loads(content)
+    except CorruptDocument as error:
+        raise StoreUnavailable(f"no master answers: {error}") from error
+    return view
+
+
+def quietly(call: Callable[[], None]) -> None:
+    """Do something that waits for a master and that the sweep makes good if it fails."""
+    try:
+        call()
+    except ZerogError as error:
+        logger.info("what was not wanted is left to lapse: %s", error)
+
+
+def _nobodys(view: Mapping[str, Any]) -> JobRecord:
+    """Return a record of a job that was never begun here."""
+    return JobRecord(view["uuid"], view["jobType"], 0, {}, 0.0, 0.0)
 
 
 def _attempt(uuid: str, attempt: int) -> str:
@@ -874,14 +917,7 @@ class _Poll(Queue):
 
     def _later(self, call: Callable[[], None]) -> None:
         """Do something that waits for a master, not in the loop."""
-        threading.Thread(target=self._quietly, args=(call,), daemon=True).start()
-
-    @staticmethod
-    def _quietly(call: Callable[[], None]) -> None:
-        try:
-            call()
-        except ZerogError as error:
-            logger.info("what was not wanted is left to lapse: %s", error)
+        threading.Thread(target=quietly, args=(call,), daemon=True).start()
 
     # The three that follow are called with the lock held
 
@@ -918,7 +954,7 @@ class _Poll(Queue):
                 if keep:
                     self._keep(answer)
             if not keep:
-                self._quietly(lambda answer=answer: self.unwanted(answer))  # type: ignore[misc]
+                quietly(lambda answer=answer: self.unwanted(answer))  # type: ignore[misc]
 
     def _request_once(self) -> Reservation | None:
         try:
@@ -967,7 +1003,7 @@ class Assignments(_Poll):
         if status == 204:
             return None
         Remote.check(status, content)
-        return self._assigned(json.loads(content))
+        return self._assigned(_read(content))
 
     def at_hand(self) -> Reservation | None:
         try:
@@ -985,8 +1021,8 @@ class Assignments(_Poll):
 
     def withdraw(self) -> None:
         super().withdraw()
-        while self._remote.ready and not self._remote.takes:
-            self._give_back(self._remote.ready.popleft())
+        if not self._remote.takes:
+            self._remote.return_ready()
 
     def _give_back(self, view: Mapping[str, Any]) -> None:
         """Say that nothing was begun."""
@@ -1018,7 +1054,7 @@ class Orders(_Poll):
         headers = {} if self._after is None else {"Prefer": f"wait={_WAIT}"}
         status, content = self._wire.ask("GET", f"{self._path}?after={after}", None, headers)
         Remote.check(status, content)
-        numbers = [one["number"] for one in json.loads(content)["items"]]
+        numbers = [one["number"] for one in _read(content)["items"]]
         self._after = max([after, *numbers])
         return _Told() if numbers else None
 

@@ -19,7 +19,7 @@ from zerog.exceptions import (
 from zerog.fleet import LOG_FAILURES, LOG_JOBS, AgentRecord, Assignment
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimant, Claimed, GiveBack, Held, Verdict
-from zerog.master import Ended, Master, room_of, word_of
+from zerog.master import Ended, Master, room_beside, word_of
 from zerog.orders import Wanted
 from zerog.outcome import GivenBack
 from zerog.queue.base import Reservation
@@ -110,24 +110,22 @@ class Turn:
             if before is None or before.direct:
                 refused.extend(held for _, held in begun)
                 return None
-            left = tuple(one for one in before.assignments if one.key not in over)
-            after = replace(
+            left = [one for one in before.assignments if one.key not in over]
+            takes = before.state == "running" and not wanted.drained
+            for assignment, held in begun:
+                if assignment in left:
+                    continue
+                if takes and room_beside(before, wanted, left).fit(assignment.needs):
+                    left.append(assignment)
+                else:
+                    refused.append(held)
+            return replace(
                 before,
-                assignments=left,
+                assignments=tuple(left),
                 processed=before.processed + len(counted),
                 failures=before.failures + len(failed),
                 heard_at=self._clock.now(),
             )
-            for assignment, held in begun:
-                known = assignment in after.assignments
-                takes = before.state == "running" and not wanted.drained
-                if known:
-                    continue
-                if not takes or not room_of(after, wanted).fit(assignment.needs):
-                    refused.append(held)
-                    continue
-                after = replace(after, assignments=(*after.assignments, assignment))
-            return after
 
         record = self._master.fleet.change(id, change)
         for held in refused:

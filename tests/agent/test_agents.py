@@ -347,6 +347,33 @@ def test_cancel_and_limits_reach_a_running_job_and_its_agent(zerog: Deployment) 
     assert shown(zerog)["limits"]["cpus"] == 1.5
 
 
+# What is at hand while short jobs run
+
+
+@pytest.mark.requirement("M8", "M10")
+@pytest.mark.parametrize("zerog", ["http"], indirect=True)
+def test_what_was_at_hand_behind_short_jobs_goes_back_when_a_longer_one_runs(zerog: Deployment, tmp_path: Path) -> None:
+    """An agent that speaks HTTP has jobs at hand while short ones run; others get them when it is busy for longer."""
+    ledger = tmp_path / "ledger"
+    applied(zerog, tell(zerog, "drain"))
+    short = [zerog.submit("noop") for _ in range(300)]
+    long = [zerog.submit("ledger", {"path": str(ledger), "seconds": 1}) for _ in range(12)]
+    applied(zerog, tell(zerog, "resume"))
+    wait_until(lambda: ledger.exists() and len(ledger.read_text().splitlines()) >= 2, 20, "two long jobs that run")
+    wait_until(
+        lambda: len(zerog.client.get("/agents/one/assignments").json()["items"]) <= 2, 0.7, "the rest to go back"
+    )
+    assert "not begun" in zerog.log(), "some were at hand"
+    zerog.start_agent(name="two", slots="4")
+    for uuid in (*short, *long):
+        record = zerog.wait(uuid)
+        assert (record["state"], record["counters"]) == ("succeeded", {"errors": 0, "crashes": 0, "losses": 0})
+    assert sorted(line.split()[0] for line in ledger.read_text().splitlines()) == sorted(long), "each ran once"
+    assert {zerog.job(uuid)["agent"] for uuid in long} == {"one", "two"}
+    counts = [shown(zerog, id)["processedJobs"]["count"] for id in ("one", "two")]
+    assert sum(counts) == len(short) + len(long), "what was not begun does not count"
+
+
 # Its name
 
 

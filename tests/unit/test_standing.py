@@ -91,6 +91,22 @@ def test_a_loop_does_not_wait_for_a_master_that_says_nothing() -> None:
 
 
 @pytest.mark.requirement("M25")
+def test_a_command_that_is_known_to_be_acknowledged_is_not_taken_for_the_next_one() -> None:
+    """A heartbeat is answered between the acknowledgement and its answer: the first command is not pending there."""
+    superior, doer, woken = Superior("drain", "resume"), Doer(), threading.Event()
+    standing = Standing(superior, "one", Aside(woken.set))
+    standing.take(superior.wanted("one"))
+    superior.free.clear()
+    assert not standing.obey(doer)
+    standing.take(Wanted(2, superior.pending[1:]))
+    assert not standing.obey(doer)
+    superior.free.set()
+    assert woken.wait(10)
+    obeyed(standing, doer, lambda: superior.said == [1, 2])
+    standing.close()
+
+
+@pytest.mark.requirement("M25")
 @pytest.mark.parametrize("way", ["at once", "aside"])
 def test_what_could_not_be_said_is_said_again_and_not_done_again(way: str) -> None:
     superior, doer = Superior("drain", "restart", "resume"), Doer()

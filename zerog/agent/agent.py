@@ -97,6 +97,9 @@ class Agent:
                 slot.fits = self._fits
         self._selector = selectors.DefaultSelector()
         self._flights = Flights(manager, self._wake) if isinstance(manager, Remote) else None
+        #: Jobs that have ended and left their slots, until that is written.
+        self._leaving: list[Slot] = []
+        self._left_superseded = 0
         self._commands = Commands(commands, manager.agent_tube(terms.agent), self._selector, self._on_command)
         self._heartbeat = Heartbeat(superior, registration, terms, clock, usage)
         errands = Aside(self._wake) if isinstance(manager, Remote) else AtOnce()
@@ -144,7 +147,12 @@ class Agent:
     @property
     def superseded(self) -> int:
         """How many attempts turned out not to be the current ones any more."""
-        return sum(slot.superseded for slot in self._slots)
+        return self._left_superseded + sum(slot.superseded for slot in self._places)
+
+    @property
+    def _places(self) -> list[Slot]:
+        """The slots, and what has left them and is not over."""
+        return [*self._slots, *self._leaving]
 
     @property
     def then(self) -> str | None:
@@ -175,6 +183,7 @@ class Agent:
         self._obey(now)
         if self._flights is not None:
             self._flights.takes = not self._signals and self._rest_until is None
+            self._flights.tidy(now)
         if self._signals:
             self._advance_drain(now)
         elif self._rest_until is not None:
@@ -204,10 +213,14 @@ class Agent:
         now = self._clock.monotonic()
         # What has to wait for a flight to land is woken by that.
         least = self._flights.least() if self._flights is not None else 0.0
-        if not self._store_away and any(self._at_once(slot, now) for slot in self._slots):
+        if self._flights is not None and any(slot.claims and slot.wants_store(now) for slot in self._slots):
+            return 0.0  # it begins without a word to the master
+        if not self._store_away and any(self._at_once(slot, now) for slot in self._places):
             return least
         times = [slot.next_time(self._store_away) - now for slot in self._slots]
         times += [slot.entries.queue.look_within() for slot in self._asked]
+        if self._flights is not None:
+            times.append(self._flights.stale_at - now)
         if not self._manager.queue_away:
             times.append(self._commands.within())
         times.append(_AWAY if self._store_away or self._manager.queue_away or self._signals else _IDLE)
@@ -230,14 +243,16 @@ class Agent:
         """Let every slot that needs it do one step with the store, all inside one commit."""
         if self._store_away:
             return
-        slots = [slot for slot in self._slots if slot.wants_store(now)]
+        if self._flights is not None:
+            self._leaving += self._flights.let_go(self._slots)
+        slots = [slot for slot in self._places if slot.wants_store(now)]
         looking = now >= self._look_at and any(slot.phase is Phase.RUNNING for slot in self._slots)
         if not slots and not looking:
             return
         if self._flights is not None:
             if self._flights.holds(slots, self._slots, now):
                 slots = [slot for slot in slots if slot.claims]
-            self._flights.begin(slots, lambda slot: self._step(slot, slot.step, now), self._follow)
+            self._flights.begin(slots, self._slots, lambda slot: self._step(slot, slot.step, now), self._follow)
             for slot in self._slots:
                 slot.say_ended()
             return
@@ -262,6 +277,15 @@ class Agent:
         if looking:
             self._look(now)
 
+    def _forget_left(self) -> None:
+        """Forget those that have left and whose end is written, or nobody's business any more."""
+        over = [slot for slot in self._leaving if slot.attempt is None]
+        if over:
+            self._left_superseded += sum(slot.superseded for slot in over)
+            self._leaving = [slot for slot in self._leaving if slot.attempt is not None]
+        for slot in over:
+            slot.say_ended()
+
     def _steps_together(self, slots: list[Slot], now: float) -> list[tuple[Slot, Callable[[], None]]]:
         def step(slot: Slot, what: Callable[[float], Callable[[], None]]) -> tuple[Slot, Callable[[], None]]:
             return slot, self._step(slot, what, now)
@@ -280,6 +304,7 @@ class Agent:
         """Hear what became of what was on its way to a master."""
         if self._flights is not None:
             error = self._flights.land(self._follow)
+            self._forget_left()
             if error is not None:
                 self._store_lost(error)
 
@@ -365,7 +390,7 @@ class Agent:
 
     def _say_here(self) -> None:
         """Say who this is and that it lives, in the thread of the chores."""
-        attempts = [attempt for slot in self._slots if (attempt := slot.attempt) is not None]
+        attempts = [attempt for slot in self._places if (attempt := slot.attempt) is not None]
         self._terms.statistics.gauge("leases", len(attempts))
         stuck = self._clock.monotonic() - self._turned_at > self._terms.lease / 2
         # A loop that does not turn answers for nothing: what it ran lapses, as it would without this thread.
@@ -387,7 +412,7 @@ class Agent:
         """Return what it does, as others see it."""
         if not self._signals and self._rest_until is None:
             return "running"
-        busy = self._signals or any(slot.attempt is not None for slot in self._slots)
+        busy = self._signals or any(slot.attempt is not None for slot in self._places)
         return "draining" if busy else "drained"
 
     def _wake(self) -> None:
@@ -446,7 +471,7 @@ class Agent:
 
     def _slot_with(self, uuid: str) -> Slot | None:
         """Return the slot in which a job runs."""
-        return next((slot for slot in self._slots if slot.attempt is not None and slot.attempt.uuid == uuid), None)
+        return next((slot for slot in self._places if slot.attempt is not None and slot.attempt.uuid == uuid), None)
 
     def cancel(self, uuid: str) -> bool:
         """Begin to cancel a job that runs here; False if it does not."""
@@ -769,7 +794,7 @@ class Agent:
     def _finished(self) -> bool:
         if not self._signals or self._drain_until is None:
             return False
-        if all(slot.phase in (Phase.IDLE, Phase.WAITING) for slot in self._slots):
+        if all(slot.phase in (Phase.IDLE, Phase.WAITING) for slot in self._places):
             return True
         # The store is away for longer than anybody waits: the leases will lapse, and others take over.
         hopeless = self._drain_until + 3 * self._terms.grace + self._terms.lease

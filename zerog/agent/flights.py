@@ -23,6 +23,8 @@ _AT_ONCE = 1
 
 #: Seconds for which what one slot says waits for others at most, and those that a job may take to be waited for.
 _HOLD, _SHORT = 0.003, 0.005
+#: Jobs that are at hand at most while short ones run, and seconds after which those that nobody has begun go back.
+_AT_HAND, _STALE = 16, 0.05
 #: Seconds between two turns at least: while no further flight can begin, and while one waits for others.
 _IN_FLIGHT, _MOMENT = 0.02, 0.001
 
@@ -63,6 +65,25 @@ class Flights:
     def takes(self, takes: bool) -> None:
         self._remote.takes = takes
 
+    @property
+    def stale_at(self) -> float:
+        """When what is at hand is to go back, on the monotonic clock; a job takes longer than those before it."""
+        return self._remote.ready_at + _STALE if self._remote.ready else float("inf")
+
+    def tidy(self, now: float) -> None:
+        """Give back what is at hand and was not begun: others may begin it."""
+        if now >= self.stale_at:
+            self._remote.plenty = False
+            self._remote.return_ready()
+
+    def let_go(self, slots: Sequence[Slot]) -> list[Slot]:
+        """Let what has ended leave its slot where something at hand can go on in it; returns what has left.
+
+        Otherwise the children would do nothing while the ends of short jobs are on their way.
+        """
+        free = len(self._remote.ready) if self.takes else 0
+        return [slot.let_go() for slot in [slot for slot in slots if slot.may_let_go][:free]]
+
     def least(self) -> float:
         """Return the seconds after which the loop turns at the earliest if nothing happens."""
         if self.full:
@@ -78,6 +99,9 @@ class Flights:
         if not says or self.full:
             self._held_since = None
             return False
+        if len(says) >= len(all_of_them):
+            self._held_since = None
+            return False
         soon = any(slot.says_soon(now, _SHORT) or (slot.idle and self._remote.ready) for slot in all_of_them)
         if not soon or (self._held_since is not None and now - self._held_since >= _HOLD):
             self._held_since = None
@@ -91,7 +115,11 @@ class Flights:
         return self._under_way >= _AT_ONCE
 
     def begin(
-        self, slots: Sequence[Slot], step: Callable[[Slot], Followup], follow: Callable[[Slot, Followup], None]
+        self,
+        slots: Sequence[Slot],
+        all_of_them: Sequence[Slot],
+        step: Callable[[Slot], Followup],
+        follow: Callable[[Slot, Followup], None],
     ) -> None:
         """Let slots take a step; what they say goes together, if there is a way free for it."""
         flight, passengers = Flight(), []
@@ -106,8 +134,18 @@ class Flights:
             slot.in_flight = True
             passengers.append(_Passenger(slot, slot.attempt, followup))
         if passengers:
+            flight.want = self._want([one.slot for one in passengers], all_of_them)
             self._under_way += 1
             self._pool.submit(self._fly, flight, passengers)
+
+    def _want(self, flying: Sequence[Slot], all_of_them: Sequence[Slot]) -> int:
+        """Return how many jobs are wanted: one for each slot that is free then, and some at hand where all are short
+        and there is plenty."""
+        ends = [slot for slot in flying if slot.ends]
+        free = sum(slot in flying if slot.ends else slot.idle for slot in all_of_them)
+        short = self._remote.plenty and all(slot.last_run < _SHORT for slot in ends)
+        at_hand = min(_AT_HAND, 2 * len(ends)) if short else 0
+        return max(0, free + at_hand - len(self._remote.ready)) if ends else 0
 
     def _fly(self, flight: Flight, passengers: list[_Passenger]) -> None:
         error: Exception | None = None

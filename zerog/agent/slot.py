@@ -203,6 +203,30 @@ class Slot:
         young = self.phase is Phase.RUNNING and attempt is not None and now - attempt.started < short
         return young and self._last_run < short
 
+    @property
+    def ends(self) -> bool:
+        """Whether the end of its job is to be written."""
+        return self.phase is Phase.ENDING
+
+    @property
+    def last_run(self) -> float:
+        """How many seconds the last job ran; infinite before it."""
+        return self._last_run
+
+    @property
+    def may_let_go(self) -> bool:
+        """Whether the end of its job can be written without it, and its child take the next one."""
+        return self.ends and self._has_child and not (self.in_flight or self.draining)
+
+    def let_go(self) -> Slot:
+        """Be free, and return a place without a child in which the job that was here ends."""
+        last = Slot(self.manager, self.entries.queue, self._clock, self._watch, self.terms)
+        last.phase, last.attempt, last._last_run = Phase.ENDING, self.attempt, self._last_run
+        last.entries.current, self.entries.current = self.entries.current, None
+        self._end_attempt()
+        self.phase = Phase.IDLE
+        return last
+
     # What needs the store
 
     def wants_store(self, now: float) -> bool:

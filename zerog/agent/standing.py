@@ -88,8 +88,8 @@ class Standing:
         self._wanted = Wanted()
         self._done = 0
         self._look = False
-        #: The number of the last command that was done, and what it came to.
-        self._made: tuple[int, str, str | None] | None = None
+        #: The command that is being done, and what it came to, until that was heard.
+        self._current: tuple[Command, str, str | None] | None = None
         #: What is to be done at the end: retire or restart.
         self.then: str | None = None
 
@@ -113,7 +113,7 @@ class Standing:
         ``anew`` says that the agent was not known: its commands are counted from one again.
         """
         if anew:
-            self._done, self._made, self._saying = 0, None, None
+            self._done, self._current, self._saying = 0, None, None
         if anew or wanted.last >= self._wanted.last:
             self._wanted = wanted
 
@@ -124,17 +124,19 @@ class Standing:
         """
         before = self._done
         self._ask()
-        for command in self._wanted.pending:
-            if command.number <= self._done:
-                continue
-            if self._made is None or self._made[0] != command.number:
-                self._made = (command.number, *self._outcome(command, doer))
-                logger.info("command %d: %s: %s", command.number, command.command, self._made[2] or self._made[1])
+        while True:
+            if self._current is None:
+                command = next((one for one in self._wanted.pending if one.number > self._done), None)
+                if command is None:
+                    break
+                self._current = (command, *self._outcome(command, doer))
+                logger.info("command %d: %s: %s", command.number, command.command, self._current[2] or self._current[1])
+            command, state, message = self._current
             # What it came to is not found out twice, however often it must be said.
-            if not self._is_heard(*self._made):
+            if not self._is_heard(command.number, state, message):
                 break
-            self._done = command.number
-            if command.command in ("retire", "restart") and self._made[1] == APPLIED:
+            self._current, self._done = None, command.number
+            if command.command in ("retire", "restart") and state == APPLIED:
                 self.then = command.command
                 doer.stop()
                 break

@@ -366,7 +366,7 @@ def settlement(body: OutcomeBody, uuid: str, attempt: int, now: float) -> Settle
     data = None
     if body.outcome == "succeeded" and "data" in body.model_fields_set and body.data is not None:
         data = json.dumps(body.data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    said = [getattr(body, name) for name in OutcomeBody.model_fields if name != "data"]
+    said = [(name, getattr(body, name)) for name in sorted(body.model_fields_set - {"data", "uuid", "attempt"})]
     digest = hashlib.blake2b(repr((said, data)).encode("utf-8", "replace"), digest_size=9).hexdigest()
     keeps = body.outcome == "requeued" and "state" not in body.model_fields_set
     return Settlement(body.report(uuid, attempt, now), body.made(), digest, body.told, data, keeps)
