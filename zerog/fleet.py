@@ -17,13 +17,14 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from zerog import codec
 from zerog.clock import Clock, from_iso, to_iso
 from zerog.datastore.base import Datastore
-from zerog.exceptions import BadSetting, CorruptDocument, NotFound
+from zerog.exceptions import BadSetting, Conflict, CorruptDocument, NotFound
 from zerog.needs import NOTHING, UNSAID, Limits, Needs
 
 #: Ending of the files that somebody holds locked.
@@ -51,7 +52,10 @@ _REMEMBERED = 10_000
 _FRESH = 1.0
 
 #: Agents that are looked at when somebody asks who lives, and those that are read in one go.
-_LOOKED_AT, _PAGE = 1000, 100
+_LOOKED_AT, _PAGE = 5000, 100
+
+#: Seconds for which an entry without a record is watched before it goes.
+_WATCHED = 600.0
 
 #: Agents of one host that get a name by themselves.
 _NAMES = 10_000
@@ -89,6 +93,15 @@ class Presence:
             return False
         finally:
             os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """An agent that is to be forgotten: its entry, and the version of its record that was judged, if it has one."""
+
+    id: str
+    number: int
+    cas: int | None
 
 
 class Lock:
@@ -380,10 +393,9 @@ class Fleet:
         self._written: dict[str, tuple[bytes, AgentRecord]] = {}
         #: Instances whose end is certain: nothing brings them back.
         self._gone: set[str] = set()
-        #: What ``old`` has come past: each agent's entry, the entries without a record, and those of the time before.
+        #: What ``old`` has come past: each agent's entry, and since when, monotonic, an entry has had no record.
         self._entry_of: dict[str, int] = {}
-        self._without: set[int] = set()
-        self._former_without: set[int] = set()
+        self._without: dict[int, float] = {}
 
     # Records
 
@@ -393,16 +405,18 @@ class Fleet:
         It is called again while somebody else is faster; when it returns ``None`` nothing is written.
         """
         record: AgentRecord | None = None
+        is_new = False
 
         def changed(body: bytes | None) -> bytes | None:
-            nonlocal record
+            nonlocal record, is_new
             written, known = self._written.get(id, (b"", None))
             before = known if body is not None and body == written else _readable(body)
             after = change(before)
             record = after if after is not None else before
             if after is None:
                 return None
-            if body is None:
+            is_new = body is None
+            if is_new:
                 # In this order: an entry without a record means nothing, a record without one would never be found.
                 self._store.append("agents", codec.dumps({"agent": id}))
             document = after.document()
@@ -411,7 +425,10 @@ class Fleet:
             self._written[id] = (document, after)
             return document
 
+        began = self._clock.monotonic()
         self._store.change(_key(id), changed)
+        if is_new and self._clock.monotonic() - began > _WATCHED / 10:
+            self._store.append("agents", codec.dumps({"agent": id}))  # the one before may not have been waited for
         self._remember(id, record)
         return record
 
@@ -426,41 +443,60 @@ class Fleet:
 
     def remove(self, id: str) -> None:
         """Forget an agent and all that is kept of it; nothing happens if there is none."""
-        for log in (LOG_JOBS, LOG_FAILURES, LOG_EXCEPTIONS):
-            self._store.remove_log(f"{log}.{id}")
+        self._remove_logs(id)
         with suppress(NotFound):
             self._store.remove(_key(id))
         self._known.pop(id, None)
 
-    def old(self, kept: float, after: int) -> tuple[list[str], int | None]:
-        """Return those of one page of agents that have been silent for longer than ``kept`` seconds.
+    def old(self, kept: float, after: int) -> tuple[list[Gone], int | None]:
+        """Return what of one page of the agents is to be forgotten: those that have been silent for longer than
+        ``kept`` seconds, and entries of those that are gone.
 
-        ``after`` is where an earlier call stopped; where to go on comes along, or None at the end.  Entries of agents
-        that are forgotten, or have another entry, go.
+        ``after`` is where an earlier call stopped; where to go on comes along, or None at the end.
         """
         if after == 0:
-            self._entry_of, self._without, self._former_without = {}, set(), self._without
+            self._entry_of.clear()
         entries = self._store.read("agents", after=after, limit=_PAGE)
         ids = {entry.number: str(codec.loads(entry.body)["agent"]) for entry in entries}
         found = self._store.get_many([_key(id) for id in dict.fromkeys(ids.values())])
-        now = self._clock.now()
-        old = []
-        with self._store.together():
-            for number, id in ids.items():
-                record = _readable(found[_key(id)].body) if _key(id) in found else None
-                if _key(id) not in found:
-                    # An entry comes before its record: only one that had none the last time either means nothing.
-                    if number in self._former_without:
-                        self._store.amend("agents", number, None)
-                    else:
-                        self._without.add(number)
-                    continue
-                if id in self._entry_of:
-                    self._store.amend("agents", self._entry_of[id], None)
-                self._entry_of[id] = number
-                if record is not None and now - (record.heard_at or record.started_at) > kept:
-                    old.append(id)
-        return old, entries[-1].number if len(entries) == _PAGE else None
+        now, gone = self._clock.now(), []
+        for number, id in ids.items():
+            document = found.get(_key(id))
+            if document is None:
+                # An entry comes before its record: only one that has none for a while means nothing.
+                if self._clock.monotonic() - self._without.setdefault(number, self._clock.monotonic()) >= _WATCHED:
+                    gone.append(Gone(id, number, None))
+                continue
+            self._without.pop(number, None)
+            if id in self._entry_of:
+                self._store.amend("agents", self._entry_of[id], None)
+            self._entry_of[id] = number
+            record = _readable(document.body)
+            if record is not None and now - (record.heard_at or record.started_at) > kept:
+                gone.append(Gone(id, number, document.cas))
+        return gone, entries[-1].number if len(entries) == _PAGE else None
+
+    def forget(self, gone: Gone, also: Callable[[str], None]) -> None:
+        """Forget an agent that is gone, and what is kept of it; not one that has spoken since.
+
+        ``also`` forgets what others keep of it.  The entry goes last: as long as it is there this is done again.
+        """
+        if gone.cas is not None:
+            try:
+                self._store.remove(_key(gone.id), gone.cas)
+            except Conflict:
+                return
+            except NotFound:
+                pass  # somebody else was faster, and may not have come to the end
+        also(gone.id)
+        self._remove_logs(gone.id)
+        self._store.amend("agents", gone.number, None)
+        self._without.pop(gone.number, None)
+        self._known.pop(gone.id, None)
+
+    def _remove_logs(self, id: str) -> None:
+        for log in (LOG_JOBS, LOG_FAILURES, LOG_EXCEPTIONS):
+            self._store.remove_log(f"{log}.{id}")
 
     def _remember(self, id: str, record: AgentRecord | None) -> None:
         if len(self._known) >= _REMEMBERED:
@@ -496,15 +532,19 @@ class Fleet:
         return record.state
 
     def living(self) -> Iterator[AgentRecord]:
-        """Yield those of the newest agents that live, as far as that can be known."""
-        for one in self.newest():
+        """Yield the newest agents that live, as far as that can be known; a bounded number."""
+        for one in islice(self.all(), _LOOKED_AT):
             if self.state(one) in SPEAKING:
                 yield one
 
     def newest(self) -> Iterator[AgentRecord]:
         """Yield the records of the newest agents, the newest first; a bounded number."""
+        return islice(self.all(), _LOOKED_AT)
+
+    def all(self) -> Iterator[AgentRecord]:
+        """Yield the records of all agents, the newest first, a page at a time."""
         before: int | None = None
-        for _ in range(_LOOKED_AT // _PAGE):
+        while True:
             records, before = self.page(before, _PAGE)
             yield from records
             if before is None:

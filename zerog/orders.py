@@ -181,22 +181,21 @@ class Orders:
         except NotFound as error:
             raise UnknownResource(f"the agent has no command {number}") from error
 
-    def page(self, id: str, after: int, limit: int) -> list[Command]:
-        """Return commands with greater numbers than ``after``, the oldest first."""
+    def page(self, id: str, after: int, limit: int) -> tuple[Wanted, list[Command]]:
+        """Return what is wanted, and commands with greater numbers than ``after``, the oldest first."""
         wanted = self.wanted(id)
-        oldest = min([wanted.last - _KEPT, *(one.number - 1 for one in wanted.pending)])
-        first = max(after, oldest)
-        numbers = range(first + 1, min(wanted.last, first + limit) + 1)
-        pending = {one.number: one for one in wanted.pending}
-        kept = self._store.get_many([f"{key_of(id)}:{number}" for number in numbers if number not in pending])
+        pending = {one.number: one for one in wanted.pending if one.number > after}
+        kept = set(range(max(after, wanted.last - _KEPT) + 1, wanted.last + 1)) - set(pending)
+        numbers = sorted({*pending, *kept})[:limit]
+        documents = self._store.get_many([f"{key_of(id)}:{number}" for number in numbers if number in kept])
         found = []
         for number in numbers:
-            document = kept.get(f"{key_of(id)}:{number}")
+            document = documents.get(f"{key_of(id)}:{number}")
             if number in pending:
                 found.append(pending[number])
             elif document is not None:
                 found.append(Command.read(codec.loads(document.body)))
-        return found
+        return wanted, found
 
     def acknowledge(self, id: str, number: int, state: str, message: str | None) -> Command:
         """Write what an agent made of a command; the same once more changes nothing, another is ``StateConflict``."""
@@ -209,8 +208,7 @@ class Orders:
         try:
             self._store.insert(f"{key_of(id)}:{number}", codec.dumps(done.document()))
         except AlreadyExists:
-            # It was written before, and the command not taken from those that wait.
-            done = Command.read(codec.loads(self._store.get(f"{key_of(id)}:{number}").body))
+            done = self._written_before(id, done)
 
         def change(body: bytes | None) -> bytes | None:
             wanted = Wanted.read(body)
@@ -219,11 +217,28 @@ class Orders:
 
         self._store.change(key_of(id), change)
         self._quietly_remove(f"{key_of(id)}:{number - _KEPT}")
+        if done.state != state:
+            raise StateConflict(f"the command {number} was {done.state}", state=done.state)
+        return done
+
+    def _written_before(self, id: str, done: Command) -> Command:
+        """Return what was written of a command that still waits: by whoever was faster, or did not come to the end.
+
+        What an agent of this id left behind that was forgotten is another command's, and is overwritten.
+        """
+        key = f"{key_of(id)}:{done.number}"
+        kept = Command.read(codec.loads(self._store.get(key).body))
+        if (kept.command, kept.at) == (done.command, from_iso(to_iso(done.at))):
+            return kept
+        self._store.change(key, lambda _: codec.dumps(done.document()))
         return done
 
     def forget(self, id: str) -> None:
-        """Remove all orders of an agent."""
-        last = self.wanted(id).last
+        """Remove all orders of an agent, also those that cannot be read."""
+        try:
+            last = self.wanted(id).last
+        except CorruptDocument:
+            last = 0
         for number in range(max(1, last - _KEPT - _WAITING), last + 1):
             self._quietly_remove(f"{key_of(id)}:{number}")
         self._quietly_remove(key_of(id))

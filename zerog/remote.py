@@ -69,6 +69,8 @@ _PAUSE, _LONGEST = 0.1, 5.0
 _PIECE = 1024 * 1024
 #: Characters of messages that go along with a report, and numbers that the parts of a batch may have.
 _WITH_IT, _PARTS = 64 * 1024, 1000
+#: Attempts of which it is known what they have said; of those that were lost nobody says that they are over.
+_ATTEMPTS = 10_000
 
 
 class Wire:
@@ -280,10 +282,10 @@ class Remote:
         self._flight: Flight | None = None
         #: How often the agent was new to the masters.
         self.anew = 0
-        self._said: dict[str, list[Mapping[str, Any]]] = {}
-        self._dropped: dict[str, dict[str, int]] = {}
-        self._drained = False
-        self._seen = self._acknowledged = 0
+        #: What attempts have said, and what of it was dropped, by job and attempt.
+        self._said: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+        self._dropped: dict[tuple[str, int], dict[str, int]] = {}
+        self._acknowledged = 0
 
     # Requests
 
@@ -403,6 +405,9 @@ class Remote:
         """Take up what the master has claimed."""
         assert isinstance(entry, Assigned)
         entry.taken = True
+        for known in (self._said, self._dropped):
+            for lost in [key for key in known if key[0] == uuid] + list(known)[:-_ATTEMPTS]:
+                known.pop(lost, None)
         return Claimed(Held(entry.record(agent.id, claim, self.clock.now()), 0))
 
     def confirm(self, held: Held, attempt: int) -> None:
@@ -415,7 +420,7 @@ class Remote:
 
     def append_events(self, uuid: str, batch: Mapping[str, Any]) -> int:
         """Keep what an attempt says for its next report."""
-        self._said.setdefault(uuid, []).append(batch)
+        self._said.setdefault((uuid, batch["attempt"]), []).append(batch)
         return 0
 
     def drop_events(self, uuid: str, number: int, keep: int = 0) -> None:
@@ -423,11 +428,11 @@ class Remote:
 
     def _say(self, uuid: str, attempt: int) -> dict[str, Any]:
         """Let go what an attempt has said, but for the last batch, which is returned as members of a report."""
-        batches = self._said.pop(uuid, [])
+        batches = self._said.pop((uuid, attempt), [])
         if not batches:
             return {}
         total = batches[-1]["dropped"]
-        known = self._dropped.get(uuid, {"events": 0, "bytes": 0})
+        known = self._dropped.get((uuid, attempt), {"events": 0, "bytes": 0})
         dropped = {name: total[name] - known[name] for name in known}
         flight = self._in_flight
         for batch in batches[:-1]:
@@ -453,11 +458,11 @@ class Remote:
             self._send(uuid, attempt, batch * _PARTS + 2 * part + 1, events[:half])
             self._send(uuid, attempt, batch * _PARTS + 2 * part + 2, events[half:])
 
-    def _said_all(self, uuid: str, spoken: Mapping[str, Any]) -> None:
+    def _said_all(self, uuid: str, attempt: int, spoken: Mapping[str, Any]) -> None:
         """Note that what was said has been heard."""
         if spoken:
-            known = self._dropped.get(uuid, {"events": 0, "bytes": 0})
-            self._dropped[uuid] = {name: known[name] + spoken["dropped"][name] for name in known}
+            known = self._dropped.get((uuid, attempt), {"events": 0, "bytes": 0})
+            self._dropped[uuid, attempt] = {name: known[name] + spoken["dropped"][name] for name in known}
 
     def report(
         self,
@@ -475,7 +480,7 @@ class Remote:
             body["checkpoint"] = state[0]
 
         def known(view: Mapping[str, Any]) -> JobRecord:
-            self._said_all(record.uuid, spoken)
+            self._said_all(record.uuid, attempt, spoken)
             return record.evolve(cancel_requested=bool(view["cancelling"]))
 
         return self._promise(codec.dumps(body), known, "reports")
@@ -512,7 +517,7 @@ class Remote:
                 writer.close()
 
         def known(view: Mapping[str, Any]) -> JobRecord:
-            self._dropped.pop(record.uuid, None)
+            self._dropped.pop((record.uuid, attempt), None)
             return record.evolve(
                 state=State(view["state"]), result_code=view["resultCode"], message=view["message"], lease=None
             )
@@ -582,16 +587,14 @@ class Remote:
             self._complain(news.id, exception)
         status, view = self._json("POST", "/agents", _registration(news))
         if status == 201:
-            self._seen = self._acknowledged = 0  # its commands are counted from one again
+            self._acknowledged = 0  # its commands are counted from one again
             self.anew += 1
         pending = tuple(_command(one) for one in view["talkback"])
-        self._drained = bool(view["drained"])
-        self._seen = max([self._seen, *(one.number for one in pending)])
         record = AgentRecord(
             news.id, news.instance or "", "", "", (), self.clock.now(), heartbeat=view["heartbeat"], direct=False
         )
         superseded = tuple((one["uuid"], one["attempt"]) for one in view["superseded"])
-        return Heard(record, status == 201, self._wanted(pending), superseded)
+        return Heard(record, status == 201, _wanted(view, pending), superseded)
 
     def _complain(self, id: str, exception: Mapping[str, Any]) -> None:
         said = {name: exception.get(name) for name in ("type", "message", "traceback", "uuid")}
@@ -604,15 +607,8 @@ class Remote:
         """Return what is wanted of the agent."""
         status, content = self.talk.ask("GET", f"/agents/{quote(id, safe='')}/commands?after={self._acknowledged}")
         self.check(status, content)
-        found = [_command(one) for one in _read(content)["items"]]
-        for one in found:
-            if one.number > self._seen and one.command in ("drain", "resume"):
-                self._drained = one.command == "drain"
-        self._seen = max([self._seen, *(one.number for one in found)])
-        return self._wanted(tuple(one for one in found if one.state == "pending"))
-
-    def _wanted(self, pending: tuple[Command, ...]) -> Wanted:
-        return Wanted(self._seen, pending, self._drained, UNSAID)
+        view = _read(content)
+        return _wanted(view, tuple(one for one in map(_command, view["items"]) if one.state == "pending"))
 
     def acknowledge(self, id: str, number: int, state: str, message: str | None) -> Command:
         """Say what became of a command."""
@@ -620,6 +616,11 @@ class Remote:
         _, view = self._json("POST", f"/agents/{quote(id, safe='')}/commands/{number}", body)
         self._acknowledged = max(self._acknowledged, number)
         return _command(view)
+
+
+def _wanted(view: Mapping[str, Any], pending: tuple[Command, ...]) -> Wanted:
+    """Return what is wanted as an answer says it: of two answers the one with the greater number is the newer one."""
+    return Wanted(view["last"], pending, view["drained"], UNSAID)
 
 
 def _read(content: bytes) -> dict[str, Any]:

@@ -277,7 +277,8 @@ def test_every_command_is_done_at_every_moment(zerog: Deployment) -> None:
     assert zerog.wait(waits)["state"] == "succeeded"
     running = runs(1.5)
     applied(zerog, tell(zerog, "drain"))
-    applied(zerog, tell(zerog, "retire"))
+    for _ in range(2):  # twice is not sooner
+        applied(zerog, tell(zerog, "retire"))
     assert agent.popen.wait(15) == 0
     assert (zerog.job(running)["state"], zerog.job(running)["attempt"]) == ("succeeded", 1)
     assert state(zerog) == "retired"

@@ -39,7 +39,8 @@ class Crowd:
             threading.Thread(target=self._speak, args=(number, random.Random(seed + number)), daemon=True)
             for number in range(count)
         ]
-        self.done = self.forgotten = self.late = self.refused = 0
+        self.done = self.forgotten = self.refused = 0
+        self.broken: list[str] = []  # what ended threads that should not end
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -54,20 +55,25 @@ class Crowd:
     def _speak(self, number: int, choices: random.Random) -> None:
         with httpx.Client(base_url=self._site.url, timeout=15) as client:
             agent = Speaker(client, f"spoken-{number}", "chaos-work")
+            # Of ten, one forgets its first job and one is silent over it; later all come to grief now and then.
+            fate = {0: 0.0, 1: 0.025}.get(number % 10, 1.0)
             while not self._ended.is_set():
                 try:
                     agent.hear()
                     given = agent.take(2)
                     if given is not None:
-                        self._run(agent, given, choices)
+                        self._run(agent, given, fate)
+                        fate = choices.random()
                 except (httpx.HTTPError, AssertionError):
                     self._ended.wait(0.2)  # the server is not there yet, or not any more
+                except Exception as error:
+                    self.broken.append(repr(error))
+                    raise
 
-    def _run(self, agent: Speaker, given: dict[str, Any], choices: random.Random) -> None:
+    def _run(self, agent: Speaker, given: dict[str, Any], fate: float) -> None:
         """Run a job as its class does, or come to grief."""
         parameters = given["parameters"]
         self._note("start", given, parameters)
-        fate = choices.random()
         if fate < 0.02:
             agent.begin_anew()
             agent.hear()
@@ -125,5 +131,7 @@ def test_nothing_is_lost_and_nothing_finishes_twice_under_fifty_agents(name: str
     assert (report.lost, report.double_result, report.stale_write, report.not_succeeded) == (0, 0, 0, 0)
     assert report.acknowledged == report.terminal >= jobs
     assert report.faults >= 0.7 * faults
+    assert crowd.broken == []
+    assert crowd.forgotten > 0, "some have forgotten what they ran"
     assert crowd.done > 0.2 * jobs * SPOKEN / (SPOKEN + 16), "the test's own agents have worked as well"
     print(f"{name}: {report.text()}\n  spoken: done {crowd.done}, forgotten {crowd.forgotten}, refused {crowd.refused}")

@@ -528,7 +528,10 @@ def test_commands_are_numbered_heard_and_acknowledged_once(zerog: Deployment, ag
         assert (answer.status_code, answer.json()["number"]) == (202, 4)
     assert [one["number"] for one in agent.commands()] == [1, 2, 3, 4]
     assert [one["number"] for one in agent.commands(after=2)] == [3, 4]
-    assert [one["number"] for one in agent.hear().json()["talkback"]] == [1, 2, 3, 4]
+    heard = agent.hear().json()
+    assert ([one["number"] for one in heard["talkback"]], heard["last"]) == ([1, 2, 3, 4], 4)
+    asked = zerog.client.get(f"/agents/{agent.id}/commands?after=3").json()
+    assert (asked["last"], asked["drained"]) == (4, False)
     for _ in range(2):
         answer = agent.acknowledge(1)
         assert (answer.status_code, answer.json()["state"]) == (200, "applied")

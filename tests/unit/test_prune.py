@@ -13,7 +13,7 @@ from tests.unit.test_leases import Hands, later
 from workers.examples.jobs import Noop
 from zerog import codec, failpoints
 from zerog.datastore.sqlite import SQLiteDatastore
-from zerog.exceptions import NotFound, Superseded
+from zerog.exceptions import NotFound, StateConflict, Superseded
 from zerog.fleet import LOG_JOBS, AgentRecord
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimed, Held, Manager, Options, Submission
@@ -305,10 +305,8 @@ def test_agents_that_are_long_gone_are_forgotten_with_all_that_was_kept_of_them(
     assert [one.id for one in fleet.newest()] == ["young", "old-7"]
     assert fleet.get("old-1") is None
     assert fleet.kept("old-1", LOG_JOBS, None, 10)[0] == []
-    assert orders.page("old-1", 0, 10) == []
-    assert orders.page("old-7", 0, 10) != []
-    prune(manager)
-    prune(manager)
+    assert orders.page("old-1", 0, 10)[1] == []
+    assert orders.page("old-7", 0, 10)[1] != []
     entries = manager.store.read("agents", after=0)
     assert [codec.loads(one.body)["agent"] for one in entries] == ["old-7", "young"], "nothing is left of the others"
 
@@ -324,9 +322,64 @@ def test_an_agent_that_was_forgotten_and_came_again_is_listed_once(manager: Mana
 
 
 def test_an_agent_whose_entry_is_there_before_its_record_is_not_lost(manager: Manager) -> None:
+    manager.store.append("agents", codec.dumps({"agent": "never"}))
+    prune(manager)
+    later(manager, 700)
+    prune(manager)
+    assert manager.store.read("agents", after=0) == [], "nobody waits for a record for so long"
     manager.store.append("agents", codec.dumps({"agent": "slow"}))
+    prune(manager)
     prune(manager)
     record = AgentRecord("slow", "first", "host", "1", ("noop",), manager.clock.now(), heard_at=manager.clock.now())
     manager.store.insert("agent:slow", record.document())
     prune(manager)
     assert [one.id for one in manager.fleet.newest()] == ["slow"]
+
+
+@pytest.mark.requirement("M17")
+def test_an_agent_that_speaks_while_it_is_being_forgotten_stays(manager: Manager) -> None:
+    spoke(manager, "a")
+    later(manager, 11 * DAY)
+    (gone,), _ = manager.fleet.old(10 * DAY, 0)
+    spoke(manager, "a")
+    manager.orders.give("a", "drain", {})
+    manager.fleet.forget(gone, manager.orders.forget)
+    assert [one.id for one in manager.fleet.newest()] == ["a"]
+    assert manager.orders.wanted("a").drained
+
+
+def test_orders_that_cannot_be_read_do_not_keep_agents_from_being_forgotten(manager: Manager) -> None:
+    for id in ("a", "b"):
+        spoke(manager, id)
+    manager.store.insert("orders:a", b"no document")
+    later(manager, 11 * DAY)
+    prune(manager)
+    assert list(manager.fleet.newest()) == []
+    with pytest.raises(NotFound):
+        manager.store.get("orders:a")
+
+
+@pytest.mark.requirement("M25")
+def test_commands_that_are_acknowledged_out_of_order_hide_no_later_one(manager: Manager) -> None:
+    orders = manager.orders
+    for _ in range(30):
+        orders.give("a", "resume", {})
+    for number in range(2, 31):
+        orders.acknowledge("a", number, "applied", None)
+    late = orders.give("a", "drain", {}).number
+    assert [one.number for one in orders.page("a", 0, 3)[1]] == [1, 2, 3]
+    assert [one.number for one in orders.page("a", 29, 3)[1]] == [30, late]
+    with pytest.raises(StateConflict):
+        orders.acknowledge("a", 2, "refused", None)
+
+
+@pytest.mark.requirement("M25")
+def test_what_a_forgotten_agent_left_of_its_commands_is_not_taken_for_those_of_the_next(manager: Manager) -> None:
+    orders = manager.orders
+    orders.give("a", "drain", {})
+    orders.acknowledge("a", 1, "refused", "no")
+    manager.store.remove("orders:a")  # the rest of it could not be removed
+    later(manager, 1)
+    orders.give("a", "resume", {})
+    assert orders.acknowledge("a", 1, "applied", None).command == "resume"
+    assert orders.get("a", 1).state == "applied"

@@ -50,8 +50,8 @@ class Doer:
     def __init__(self) -> None:
         self.done: list[str] = []
 
-    def stop(self) -> None:
-        self.done.append("stop")
+    def finish(self) -> None:
+        self.done.append("finish")
 
     def cancel(self, uuid: str) -> bool:
         return True
@@ -115,7 +115,9 @@ def test_what_could_not_be_said_is_said_again_and_not_done_again(way: str) -> No
     standing.look()
     obeyed(standing, doer, lambda: standing.then is not None)
     assert superior.said == [1, 2]
-    assert (standing.then, doer.done) == ("restart", ["stop"]), "what follows is done by the one that begins anew"
+    assert (standing.then, doer.done) == ("restart", ["finish"])
+    obeyed(standing, doer, lambda: superior.said == [1, 2, 3])
+    assert doer.done == ["finish"], "what follows is done while it drains"
     standing.close()
 
 
@@ -131,3 +133,13 @@ def test_an_agent_that_is_new_to_its_masters_begins_at_the_first_command() -> No
     standing.take(superior.wanted("one"), anew=True)
     assert standing.obey(doer)
     assert superior.said == [1]
+
+
+@pytest.mark.requirement("M25")
+def test_an_older_answer_that_comes_later_undoes_nothing() -> None:
+    standing = Standing(Superior(), "one", AtOnce())
+    standing.take(Wanted(5, drained=True))
+    standing.take(Wanted(4, drained=False))
+    assert standing.drained
+    standing.take(Wanted(6, drained=False))
+    assert not standing.drained

@@ -32,7 +32,7 @@ from zerog.agent.standing import Aside, AtOnce, Standing
 from zerog.agent.usage import Usage
 from zerog.chores import Rounds
 from zerog.clock import Clock
-from zerog.exceptions import AgentAlive, QueueUnavailable, StoreAmbiguous, StoreUnavailable, Superseded
+from zerog.exceptions import AgentAlive, QueueUnavailable, StoreAmbiguous, StoreUnavailable, Superseded, UnknownAgent
 from zerog.fleet import Assignment
 from zerog.leases import LeaseWatch
 from zerog.manager import Manager
@@ -114,6 +114,9 @@ class Agent:
         #: Until when, monotonic, running jobs may go on although the agent is to take no others; None if it takes them.
         self._rest_until: float | None = None
         self._store_away = False
+        #: Whether another process has its name; and until when, monotonic, it does not look at its orders.
+        self._ousted = False
+        self._obey_at = 0.0
         self._turned_at = clock.monotonic()
         self._signals = 0
         #: The process that this one must not outlive, if there is one.
@@ -169,6 +172,11 @@ class Agent:
         self._signals += 1
         if self.parent is not None and os.getppid() != self.parent:
             self._signals += 1
+
+    def finish(self) -> None:
+        """Drain, as after the first signal; running jobs get their time however often it is said."""
+        if not self._signals:
+            self.stop()
 
     # The turn
 
@@ -403,9 +411,10 @@ class Agent:
         except AgentAlive as error:
             if not self._heartbeat.registered:
                 raise
-            if not self._signals:
+            if not self._ousted:
                 logger.error("this agent ends: %s", error)
-                self.stop()
+                self._ousted = True  # what it is told from now on is for the other one
+                self.finish()
                 self._wake()
 
     def _state(self) -> str:
@@ -441,13 +450,8 @@ class Agent:
             self._orders.take(heard.wanted, heard.new)
             for uuid, attempt in heard.superseded:
                 self._lost(uuid, attempt)
-        if self._store_away:
-            return
-        try:
-            if self._orders.obey(self):
-                self._chores.hurry(self._say_here.__name__)
-        except StoreUnavailable as error:
-            self._store_lost(error)
+        if not self._store_away and not self._ousted and now >= self._obey_at:
+            self._obey_orders(now)
         resting = self._orders.drained and self._heartbeat.registered
         if resting and self._rest_until is None:
             self._rest_until = now + self._drain
@@ -457,6 +461,20 @@ class Agent:
             logger.info("takes jobs again")
             for slot in self._slots:
                 slot.draining = bool(self._signals)
+
+    def _obey_orders(self, now: float) -> None:
+        try:
+            if self._orders.obey(self):
+                self._chores.hurry(self._say_here.__name__)
+        except StoreUnavailable as error:
+            self._store_lost(error)
+        except UnknownAgent:
+            self._obey_at = now + 1.0  # it was forgotten: the next heartbeat makes it known again
+        except Exception as error:
+            # A defect, or a document that nobody foresaw: what runs goes on, and the orders are tried again.
+            logger.exception("orders cannot be done")
+            self._terms.account.exception(error, None)
+            self._obey_at = now + self._terms.lease / 3
 
     @property
     def _running(self) -> int:

@@ -65,8 +65,8 @@ class Aside:
 class Doer(Protocol):
     """What commands do to an agent."""
 
-    def stop(self) -> None:
-        """Drain, and end."""
+    def finish(self) -> None:
+        """Drain, and end; however often it is said."""
 
     def cancel(self, uuid: str) -> bool:
         """Cancel a job; False if it does not run here."""
@@ -138,7 +138,7 @@ class Standing:
             self._current, self._done = None, command.number
             if command.command in ("retire", "restart") and state == APPLIED:
                 self.then = command.command
-                doer.stop()
+                doer.finish()
                 break
         return self._done != before
 
@@ -151,7 +151,7 @@ class Standing:
             asking, self._asking = self._asking, None
             try:
                 self.take(asking.result())
-            except ZerogError:
+            except Exception:
                 self._look = True
                 raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from typing import Any
 from zerog import codec, failpoints
 from zerog.clock import from_iso
 from zerog.datastore.base import Entry
-from zerog.exceptions import Conflict, NotFound
+from zerog.exceptions import Conflict, CorruptDocument, NotFound
 from zerog.manager.records import Held
 from zerog.manager.waiting import Waiting
 from zerog.notes import Notes, notes_key
 from zerog.record import JobRecord, to_document
+
+logger = logging.getLogger(__name__)
 
 #: Entries of a log that are looked at in one go, and jobs that go in one commit.
 _PAGE, _TOGETHER = 200, 20
@@ -154,9 +157,11 @@ class Pruning(Waiting):
         Looks at one page of them, from where an earlier call stopped; returns where to go on, or None.
         """
         old, position = self.fleet.old(max(self.retention, _DAY), after)
-        for id in old:
-            self.orders.forget(id)
-            self.fleet.remove(id)
+        for one in old:
+            try:
+                self.fleet.forget(one, self.orders.forget)
+            except CorruptDocument as error:
+                logger.warning("agent %s cannot be forgotten: %s", one.id, error)
         return position
 
     def trim(self) -> None:

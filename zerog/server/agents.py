@@ -256,6 +256,7 @@ class Agents(Endpoint):
             **shown_agent(self, record, self.manager.fleet.state(record), heard.wanted),
             "heartbeat": self.services.master.heartbeat,
             "drained": heard.wanted.drained,
+            "last": heard.wanted.last,
             "talkback": [views.command(record.id, one) for one in heard.wanted.pending],
             "superseded": [{"uuid": uuid, "attempt": attempt} for uuid, attempt in heard.superseded],
         }

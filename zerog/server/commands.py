@@ -13,12 +13,14 @@ from pydantic import Field
 from zerog import views
 from zerog.clock import to_iso
 from zerog.exceptions import (
+    CorruptDocument,
     IdempotencyKeyReused,
     InvalidParameters,
-    RequestError,
     StateConflict,
+    StoreUnavailable,
     TooBusy,
     UnknownResource,
+    ZerogError,
 )
 from zerog.fleet import SPEAKING, AgentRecord
 from zerog.needs import LABEL, MAX_LABELS, is_cpus
@@ -167,17 +169,18 @@ class AgentCommands(OfAgent):
         if self.request.principal is None or self.request.principal.may("agent"):
             await self.note()
         id = self.record.id
-        found = await self.off_loop(self._page, after)
+        wanted, found = await self.off_loop(self._page, after)
         headers = {}
         if wait is not None:
             headers["Preference-Applied"] = f"wait={wait}"
             if not found:
                 await self.as_asked(self.services.bell.wait(id, after, wait))
-                found = await self.off_loop(self._page, after)
+                wanted, found = await self.off_loop(self._page, after)
         items = [views.command(id, one) for one in found]
-        return Answer({"items": items, "next": None, "href": self.request.uri}, 200, headers, "commands")
+        said = {"last": wanted.last, "drained": wanted.drained}
+        return Answer({"items": items, **said, "next": None, "href": self.request.uri}, 200, headers, "commands")
 
-    def _page(self, after: int) -> list[Command]:
+    def _page(self, after: int) -> tuple[Wanted, list[Command]]:
         return self.services.master.orders.page(self.record.id, after, _PAGE)
 
     async def post(self, parameters: CommandBody) -> Answer:
@@ -225,17 +228,17 @@ class ManyCommands(Endpoint):
         """Give each its command; what one cannot take is its own affair, unless no other can either."""
         found = [
             one
-            for one in self.manager.fleet.newest()
+            for one in self.manager.fleet.all()
             if one.state in SPEAKING
             and body.hostname in (None, one.hostname)
             and (body.label is None or body.label in one.labels)
         ]
         items: list[dict[str, Any]] = []
-        refusals: list[tuple[AgentRecord, RequestError]] = []
+        refusals: list[tuple[AgentRecord, ZerogError]] = []
         for one in found:
             try:
                 items.append(give(self, one, body.command, members, key))
-            except (TooBusy, StateConflict, IdempotencyKeyReused) as error:
+            except (TooBusy, StateConflict, IdempotencyKeyReused, CorruptDocument, StoreUnavailable) as error:
                 refusals.append((one, error))
         if refusals and not items:
             raise refusals[0][1]

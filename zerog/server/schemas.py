@@ -87,6 +87,7 @@ def of_agents() -> dict[str, Any]:
         **_AGENT,
         "heartbeat": {"type": "number", "description": "seconds within which the agent is to speak again"},
         "drained": {"type": "boolean"},
+        "last": {**_COUNT, "description": "the number of the last command that it was given"},
         "talkback": {"type": "array", "items": command},
         "superseded": {"type": "array", "items": _object(attempt)},
     }
@@ -114,7 +115,7 @@ def of_agents() -> dict[str, Any]:
         "AgentException": _EXCEPTION,
         "AgentExceptions": _page(_EXCEPTION),
         "Command": command,
-        "Commands": _page(command),
+        "Commands": _object({**_page(command)["properties"], "last": _COUNT, "drained": {"type": "boolean"}}),
         "ManyCommands": _object(
             {**_page(command)["properties"], "refused": {"type": "array", "items": _object(refused)}}
         ),
