@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,44 @@ def by_http(folder: Path, runs: int) -> list[Row]:
     return rows
 
 
+def told(folder: Path, runs: int) -> list[Row]:
+    """The time from a command's POST until an idle agent has done it and said so, at the default heartbeat of 10 s."""
+    rows = []
+    for queue in ("beanstalkd", "SQLite queue"):
+        for http, bound in ((False, "≤ 100 ms"), (True, "≤ 500 ms")):
+            with ExitStack() as stack:
+                server = None
+                if queue == "beanstalkd":
+                    server = Beanstalkd(folder / f"told{http:d}").start()
+                    stack.callback(server.stop)
+                made = deployment(folder / f"told {queue}{http:d}", "sqlite", server)
+                stack.callback(made.close)
+                made.http = http
+                made.start_server()
+                made.start_agent(name="told")
+                wait_until(partial(_runs, made, "told"), 30, "the agent")
+                values = sorted(1000 * obeyed(made, "told", command) for command in ("drain", "resume") * 50)
+            figure = f"{statistics.median(values):.1f} / {values[-2]:.1f} ms"
+            way = "over HTTP" if http else "over the queue"
+            rows.append(Row(f"command to an idle agent {way}, {queue}: median / p99", figure, "", None, bound))
+    return rows
+
+
+def _runs(made: Deployment, id: str) -> bool:
+    answer = made.client.get(f"/agents/{id}")
+    return answer.status_code == 200 and answer.json()["state"] == "running"
+
+
+def obeyed(made: Deployment, id: str, command: str) -> float:
+    """Return the seconds that a command takes to be applied, as a client sees it."""
+    start = time.perf_counter()
+    href = made.client.post(f"/agents/{id}/commands", json={"command": command}).json()["href"]
+    while made.client.get(href).json()["state"] == "pending":
+        if time.perf_counter() - start > 30:
+            raise SystemExit(f"{command} was not done within 30 s")
+    return time.perf_counter() - start
+
+
 def latency(folder: Path, runs: int) -> list[Row]:
     """The time from POST to succeeded of jobs that come one by one to an idle deployment."""
     rows = []
@@ -476,7 +515,7 @@ def p99(url: str, post: bool) -> float:
 
 
 BENCHMARKS: dict[str, Callable[[Path, int], list[Row]]] = {
-    "http": http, "drain": drain, "agents": by_http, "latency": latency, "idle": idle, "couchbase": couchbase, "sweep": sweep,
+    "http": http, "drain": drain, "agents": by_http, "told": told, "latency": latency, "idle": idle, "couchbase": couchbase, "sweep": sweep,
     "masters": masters, "slow": slow,
 }  # fmt: skip
 
