@@ -235,8 +235,10 @@ class Attempts:
             size, blob = 0, self._new_blob(uuid, attempt)
         else:
             size, blob = notes.part["size"], notes.part["blob"]
-        if start % CHUNK or start > size or (total is None and len(data) % CHUNK):
+        if start % CHUNK or start > size:
             raise InvalidParameter("Content-Range", f"the next piece begins at {size - size % CHUNK}")
+        if total is None and len(data) % CHUNK:
+            raise InvalidParameter("Content-Range", f"all pieces but the last have a multiple of {CHUNK} bytes")
         if blob not in notes.blobs:
             self._keep_name(uuid, attempt, blob)
         for offset in range(0, len(data), CHUNK):

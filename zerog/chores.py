@@ -100,8 +100,9 @@ class Rounds(threading.Thread):
         kind = type(error).__name__
         if self._said.get(task.name) != kind:
             self._said[task.name] = kind
-            what = "store" if isinstance(error, DatastoreError) else "queue" if isinstance(error, QueueError) else "?"
-            logger.warning("%s waits: %s away: %s", task.name, what, error)
+            away = isinstance(error, DatastoreError) and "store away: "
+            away = away or (isinstance(error, QueueError) and "queue away: ")
+            logger.warning("%s waits: %s%s", task.name, away or "", error)
 
 
 class Chores(Rounds):

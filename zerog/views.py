@@ -129,7 +129,7 @@ WHY = {
     "waiting_for_parent": "it waits for {count} of its parents to succeed",
     "paused": "its type was paused by {by} at {at}",
     "not_before": "it may not run before {notBefore}",
-    "no_agent": "no living agent serves the job type {jobType}",
+    "no_agent": "no agent that takes jobs now serves the job type {jobType}",
     "no_agent_fits": "no living agent of its type has what it needs: {unmet}",
     "no_room": "every agent that has what it needs holds too much of it for other jobs now",
     "ahead": "at most {ahead} of its type are ahead of it",
@@ -296,7 +296,8 @@ def agent(record: AgentRecord, state: str, limits: Limits, room: Limits) -> dict
         "ram": record.has.ram,
         "cpus": record.has.cpus,
         "limits": limits.members(),
-        "room": room.members(),
+        # Limits that were lowered while jobs run: there is none, and not less than none.
+        "room": {name: None if left is None else max(0, left) for name, left in room.members().items()},
         "usage": record.usage,
         "instance": record.instance,
         "startedAt": to_iso(record.started_at),

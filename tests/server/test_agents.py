@@ -119,6 +119,8 @@ def test_a_silent_agent_is_offline_after_three_heartbeats_and_its_jobs_go_on(zer
     assert time.monotonic() - began > 0.8 * LEASE
     record = zerog.wait_for(uuid, 3 * LEASE, state="queued")
     assert (record["attempt"], record["counters"]["losses"]) == (1, 1)
+    (listed,) = [one for one in zerog.client.get("/agents").json()["items"] if one["id"] == agent.id]
+    assert listed["tasks"]["count"] == 0, "it has none any more, and will not say so"
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -359,7 +361,8 @@ def test_every_outcome_leads_where_it_should_and_is_counted(zerog: Deployment, a
     assert (crashed["state"], crashed["counters"]["crashes"]) == ("queued", 1)
     requeued = one("requeued", delay=30, state={"step": 2})
     assert (requeued["state"], requeued["counters"]) == ("queued", {"errors": 0, "crashes": 0, "losses": 0})
-    assert one("cancelled")["state"] == "cancelled"
+    ended = one("cancelled")
+    assert (ended["state"], ended["message"]) == ("cancelled", "cancelled by its agent"), "nobody had asked for it"
     back = one("givenBack", started=False)
     assert (back["state"], back["counters"]["losses"]) == ("queued", 0)
     shown = view(zerog, agent.id)
@@ -806,6 +809,10 @@ def test_one_odd_item_is_refused_and_the_others_and_other_agents_go_on(zerog: De
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/events/0/at")
     body = {"reports": [{"uuid": uuid, "attempt": 1, **odd}]}
     assert zerog.client.post(f"/agents/{agent.id}/turns", json=body).status_code == 422
+    wrong = {"uuid": uuid, "attempt": 1, "outcome": "succeeded", "code": 500}
+    body = {"outcomes": [{"uuid": uuid, "attempt": 9, "outcome": "succeeded"}, wrong]}
+    answer = zerog.client.post(f"/agents/{agent.id}/turns", json=body)
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/outcomes/1/code")
     unknown = "0" * 8 + "-0000-4000-8000-" + "0" * 12
     body = {"reports": [{"uuid": unknown, "attempt": 1}, {"uuid": uuid, "attempt": 1, "completeness": 0.5}]}
     answer = zerog.client.post(f"/agents/{agent.id}/turns", json=body)

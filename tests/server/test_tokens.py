@@ -462,3 +462,43 @@ def test_a_token_of_an_agent_that_is_limited_speaks_for_no_other_types(
     assert zerog.client.get("/agents/part", headers=admin).json()["jobTypes"] == ["noop"]
     assert zerog.client.delete("/agents/part", headers=bearer(limited)).status_code == 204
     assert zerog.client.delete("/agents/whole", headers=admin).status_code == 204
+
+
+@pytest.mark.requirement("M25")
+def test_a_limited_token_commands_no_agent_of_other_types_and_no_job_of_them(
+    zerog: Deployment, tokens: dict[str, str]
+) -> None:
+    limited, admin = bearer(tokens["limited"]), bearer(tokens["admin"])
+    agent_of_noop = create(zerog, "agent of noop", "agent", types=("noop",))["token"]
+    hidden = zerog.client.post("/run/sleep?delay=60", json={"seconds": 0}, headers=admin).json()["uuid"]
+    own = zerog.client.post("/run/noop?delay=60", json={}, headers=admin).json()["uuid"]
+    for id, types in (("of-noop", ["noop"]), ("of-more", ["noop", "sleep"])):
+        body = {"id": id, "jobTypes": types, "instance": "1", "labels": ["mixed"]}
+        assert zerog.client.post("/agents", json=body, headers=admin).status_code == 201
+
+    def told(url: str, token: dict[str, str] | None = None, **body: Any) -> tuple[int, str | None]:
+        answer = zerog.client.post(url, json=body, headers=token or limited)
+        return answer.status_code, answer.json().get("code")
+
+    of_noop, of_more = "/agents/of-noop/commands", "/agents/of-more/commands"
+    for command in ("cancel", "modify"):
+        more: dict[str, Any] = {"priority": 7} if command == "modify" else {}
+        assert told(of_more, command=command, uuid=hidden, **more) == (404, "unknown_job")
+        assert told(of_more, command=command, uuid=own, **more) == (202, None)
+        assert told(of_more, admin, command=command, uuid=hidden, **more) == (202, None)
+    assert told(of_more, command="drain") == (403, "forbidden")
+    assert told(of_noop, command="drain") == (202, None)
+    answer = zerog.client.post("/agents/commands", json={"command": "resume", "label": "mixed"}, headers=limited)
+    assert [one["href"] for one in answer.json()["items"]] == ["/agents/of-noop/commands/2"]
+    assert [one["code"] for one in answer.json()["refused"]] == ["forbidden"]
+    seen = zerog.client.get(of_more, headers=limited)
+    assert hidden not in seen.text and own in seen.text
+    number = next(
+        one["number"] for one in zerog.client.get(of_more, headers=admin).json()["items"] if one.get("uuid") == hidden
+    )
+    assert zerog.client.get(f"{of_more}/{number}", headers=limited).status_code == 404
+    wait_until(lambda: told("/agents", bearer(agent_of_noop))[0] == 422, 5)
+    assert told(f"{of_more}/1", bearer(agent_of_noop), state="applied") == (403, "forbidden")
+    assert told("/agents/of-more/exceptions", bearer(agent_of_noop), type="E", message="m") == (403, "forbidden")
+    for url in ("/agents/of-noop", "/agents/of-more", f"/jobs/{hidden}", f"/jobs/{own}"):
+        assert zerog.client.delete(url, headers=admin).status_code in (200, 204)

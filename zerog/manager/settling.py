@@ -167,12 +167,14 @@ class Settling(Needing):
 
     def _cancelled(self, record: JobRecord) -> JobRecord:
         now = self.clock.now()
-        step = "settle_cancel" if record.state is State.RUNNING else "cancel"
+        running = record.state is State.RUNNING
+        step = "settle_cancel" if running else "cancel"
+        unasked = running and not record.cancel_requested
         return record.after(
             step,
             result_code=410,
             reason="cancelled",
-            message="cancelled on request",
+            message="cancelled by its agent" if unasked else "cancelled on request",
             finished_at=now,
             cancel_requested=True,
             **_UNCLAIMED,

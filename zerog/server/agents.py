@@ -223,6 +223,8 @@ class Agents(Endpoint):
         shown = []
         for one in records:
             state = fleet.state(one)
+            if state in ("retired", "offline"):
+                one = self.services.master.verified(one)  # what it had may run elsewhere, and it will not say so
             if self._is_asked_for(one, state, limits_of(one, wanted[one.id])):
                 shown.append(shown_agent(self, one, state, wanted[one.id]))
         return Page(shown, following)
@@ -371,6 +373,7 @@ class AgentExceptions(OfHistory):
 
     async def post(self, parameters: ExceptionBody) -> Answer:
         """Keep an exception that nobody has foreseen."""
+        await self.off_loop(check_speaks_for, self, self.record.id)
         said = {
             "type": codec.printable(parameters.type, 255),
             "message": parameters.message,

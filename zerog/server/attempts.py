@@ -6,9 +6,9 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -256,6 +256,9 @@ class AgentWork(AgentAssignments):
         return what
 
 
+T = TypeVar("T")
+
+
 class ReportItem(ReportBody):
     """How one of many attempts goes."""
 
@@ -300,8 +303,14 @@ class AgentTurn(OfAgent):
         """Report and end attempts, each as its own request would, and be given up to ``want`` that are ready now."""
         now = self.services.clock.now()
         hidden = await self._hidden([*parameters.reports, *parameters.outcomes]) if self.limited else set()
-        reports = [one.report(one.uuid.lower(), one.attempt, now) for one in parameters.reports]
-        outcomes = [_settlement(one, now) for one in parameters.outcomes]
+        reports = [
+            _located(f"/reports/{place}", partial(one.report, one.uuid.lower(), one.attempt, now))
+            for place, one in enumerate(parameters.reports)
+        ]
+        outcomes = [
+            _located(f"/outcomes/{place}", partial(_settlement, one, now))
+            for place, one in enumerate(parameters.outcomes)
+        ]
         items: list[Report | Settlement] = [*reports, *outcomes]
         seen = [one for one in items if item_uuid(one) not in hidden]
         done = await self._turn(seen, parameters.want)
@@ -352,6 +361,14 @@ class AgentTurn(OfAgent):
         self.request.when_gone.append(gone)
         self.services.reserver.turn(round)
         return await future
+
+
+def _located(pointer: str, call: Callable[[], T]) -> T:
+    """Read one of many items; what is wrong with it names its place."""
+    try:
+        return call()
+    except InvalidParameters as error:
+        raise InvalidParameters({**one, "pointer": f"{pointer}{one['pointer']}"} for one in error.errors) from error
 
 
 def _settlement(body: OutcomeBody, now: float) -> Settlement:

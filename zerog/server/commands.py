@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,20 +15,23 @@ from zerog import views
 from zerog.clock import to_iso
 from zerog.exceptions import (
     CorruptDocument,
+    Forbidden,
     IdempotencyKeyReused,
     InvalidParameters,
+    RequestError,
     StateConflict,
     StoreUnavailable,
     TooBusy,
+    UnknownJob,
     UnknownResource,
     ZerogError,
 )
 from zerog.fleet import SPEAKING, AgentRecord
 from zerog.needs import LABEL, MAX_LABELS, is_cpus
 from zerog.orders import Command, Wanted
-from zerog.server.agents import Body, LimitsBody, Line, Moment, OfAgent, Uuid, fault
-from zerog.server.endpoint import WAIT, Answer, Endpoint, Parameter, ranged
-from zerog.server.run import KEY, YEAR
+from zerog.server.agents import Body, LimitsBody, Line, Moment, OfAgent, Uuid, check_speaks_for, fault
+from zerog.server.endpoint import NO_SUCH_JOB, WAIT, Answer, Endpoint, Parameter, ranged
+from zerog.server.run import KEY, YEAR, hidden
 from zerog.server.watcher import Waiters
 
 #: Commands that one answer has.
@@ -161,7 +165,7 @@ class AgentCommands(OfAgent):
         "GET": {200: ("the commands, in order; with Prefer: wait when there is one", "Commands")},
         "POST": {202: ("the agent will hear it", "Command")},
     }
-    problems: ClassVar = {"POST": (StateConflict, TooBusy, IdempotencyKeyReused)}
+    problems: ClassVar = {"POST": (StateConflict, TooBusy, IdempotencyKeyReused, UnknownJob)}
 
     async def get(self) -> Answer:
         """Show the commands after a number, at once or as soon as there is one."""
@@ -181,7 +185,8 @@ class AgentCommands(OfAgent):
         return Answer({"items": items, **said, "next": None, "href": self.request.uri}, 200, headers, "commands")
 
     def _page(self, after: int) -> tuple[Wanted, list[Command]]:
-        return self.services.master.orders.page(self.record.id, after, _PAGE)
+        wanted, found = self.services.master.orders.page(self.record.id, after, _PAGE)
+        return wanted, _shown(self, found)
 
     async def post(self, parameters: CommandBody) -> Answer:
         """Give the agent a command: it is done once, in the order of the numbers."""
@@ -196,9 +201,28 @@ def give(
     endpoint: Endpoint, agent: AgentRecord, command: str, members: dict[str, Any], key: str | None
 ) -> dict[str, Any]:
     """Give an agent a command, and see that it hears of it."""
+    if endpoint.limited:
+        _check_may_tell(endpoint, agent, members)
     given = endpoint.services.master.command(agent.id, command, members, key)
     endpoint.services.reserver.poke(agent.id)
     return views.command(agent.id, given)
+
+
+def _check_may_tell(endpoint: Endpoint, agent: AgentRecord, members: dict[str, Any]) -> None:
+    """Refuse what a limited token would tell of a job that does not exist for it, or to an agent that serves others."""
+    if "uuid" in members:
+        if hidden(endpoint, [members["uuid"]]):
+            raise UnknownJob(NO_SUCH_JOB)
+    elif not all(endpoint.sees(name) for name in agent.job_types):
+        raise Forbidden("the token does not allow all job types of this agent")
+
+
+def _shown(endpoint: Endpoint, commands: Sequence[Command]) -> list[Command]:
+    """Return the commands that whoever asks may see: not those about jobs that do not exist for it."""
+    if not endpoint.limited:
+        return list(commands)
+    unseen = set(hidden(endpoint, [one.members["uuid"] for one in commands if "uuid" in one.members]))
+    return [one for one in commands if one.members.get("uuid") not in unseen]
 
 
 class ManyCommands(Endpoint):
@@ -209,7 +233,7 @@ class ManyCommands(Endpoint):
     parameters: ClassVar = {"POST": ManyBody}
     headers: ClassVar = {"POST": (KEY,)}
     responses = {"POST": {202: ("the commands that were given, and the agents that can take none now", "ManyCommands")}}
-    problems: ClassVar = {"POST": (StateConflict, TooBusy, IdempotencyKeyReused)}
+    problems: ClassVar = {"POST": (StateConflict, TooBusy, IdempotencyKeyReused, UnknownJob)}
 
     async def post(self, parameters: ManyBody) -> Answer:
         """Give a command to all agents of a host, or with a label, that have not said goodbye."""
@@ -238,7 +262,7 @@ class ManyCommands(Endpoint):
         for one in found:
             try:
                 items.append(give(self, one, body.command, members, key))
-            except (TooBusy, StateConflict, IdempotencyKeyReused, CorruptDocument, StoreUnavailable) as error:
+            except (RequestError, CorruptDocument, StoreUnavailable) as error:
                 refusals.append((one, error))
         if refusals and not items:
             raise refusals[0][1]
@@ -274,11 +298,18 @@ class AgentCommand(OfAgent):
 
     async def get(self) -> Answer:
         """Show the command."""
-        found = await self.off_loop(self.services.master.orders.get, self.record.id, self._number())
+        found = await self.off_loop(self._found, self._number())
         return Answer(views.command(self.record.id, found), page="command")
+
+    def _found(self, number: int) -> Command:
+        found = self.services.master.orders.get(self.record.id, number)
+        if not _shown(self, [found]):
+            raise UnknownResource("the agent has no such command")
+        return found
 
     async def post(self, parameters: AckBody) -> Answer:
         """Say that the command was applied, or refused, and why."""
+        await self.off_loop(check_speaks_for, self, self.record.id)
         acknowledge = self.services.master.acknowledge
         done = await self.off_loop(acknowledge, self.record.id, self._number(), parameters.state, parameters.message)
         return Answer(views.command(self.record.id, done), page="command")
