@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -19,7 +20,11 @@ from tests.speaker import Speaker
 LEASE = 3.0
 
 
-@pytest.fixture(scope="module", params=["sqlite-sqlite", "couchbase-beanstalkd"])
+#: Every day over one pair: the agents' own tests run over SQLite.
+PAIRS = ["couchbase-beanstalkd", *(["sqlite-sqlite"] if os.environ.get("TESTS_FULL") else [])]
+
+
+@pytest.fixture(scope="module", params=PAIRS)
 def zerog(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A server without agents of its own."""
     store, queue = request.param.split("-")
