@@ -235,7 +235,7 @@ class Agent:
         looks = self._flights is None and not self._store_away  # over HTTP it is told
         if looks and any(slot.phase is Phase.RUNNING for slot in self._slots):
             times.append(self._look_at - now)
-        if not self._signals and any(slot.child is None for slot in self._slots):
+        if self._starts and any(slot.child is None for slot in self._slots):
             times.append(self._start_after - now)
         return max(least, min(times))
 
@@ -621,11 +621,17 @@ class Agent:
                 if child is not None:
                     self._close_child(child)
                     slot.child = None
-                if not self._signals:
+                if self._starts:
                     self._give_child(slot, now)
             self._throttle(slot)
-        if not self._signals:
+        if self._starts:
             self._prepare_spares(now)
+
+    @property
+    def _starts(self) -> bool:
+        """Whether it starts children.  What it ran before its end goes on elsewhere when its masters hear of it: that
+        comes first where nobody else sees it."""
+        return not self._signals and (self._flights is None or self._heartbeat.registered)
 
     def _give_child(self, slot: Slot, now: float) -> None:
         if self._spares:
