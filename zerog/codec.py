@@ -75,6 +75,11 @@ def parse_array(body: bytes) -> list[Any]:
     return value
 
 
+def parse_value(body: bytes) -> Any:
+    """Read any JSON value that a stranger sent, as ``parse`` reads an object."""
+    return _parse(body)
+
+
 def _parse(body: bytes) -> Any:
     text = _decode(body)
     _check_depth(text)

@@ -13,7 +13,7 @@ of a problem document.  ``code`` is the stable word that programs compare.
     │   │   └── InvalidParameter         one name in the query or a header; carries ``parameter``
     │   ├── Unauthenticated 401
     │   ├── Forbidden, CrossOrigin       403
-    │   ├── UnknownResource              404, with UnknownJob, UnknownType, UnknownAgent and UnknownToken below it
+    │   ├── UnknownResource              404, with UnknownJob, UnknownType, UnknownAgent, UnknownTopic and UnknownToken
     │   ├── MethodNotAllowed 405, NotAcceptable 406, RequestTimeout 408
     │   ├── StateConflict                409: NotFinished, AlreadyFinished, JobFailed, JobCancelled, AgentAlive
     │   ├── PreconditionFailed 412, PreconditionRequired 428
@@ -192,6 +192,12 @@ class UnknownJob(UnknownResource):
     """There is no job with this UUID."""
 
     code = "unknown_job"
+
+
+class UnknownTopic(UnknownResource):
+    """There is no topic of this name, or nothing was ever published in it."""
+
+    code = "unknown_topic"
 
 
 class UnknownAgent(UnknownResource):

@@ -70,6 +70,11 @@ class Topics:
             after = messages[-1].number
 
 
+def is_topic(name: str) -> bool:
+    """Return whether a topic can have this name."""
+    return _NAME.fullmatch(name) is not None and name not in (".", "..")
+
+
 def _log(topic: str) -> str:
     if not _NAME.fullmatch(topic):
         raise ValueError(f"a topic's name is {_NAME.pattern}")

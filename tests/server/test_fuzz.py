@@ -95,6 +95,7 @@ BODIES: dict[str, dict[str, Any] | None] = {
     "/agents/{id}/exceptions": {"type": "ValueError", "message": "for a test"},
     "/agents/{id}/assignments": {},
     "/agents/{id}/turns": {},
+    "/topics/{name}": {"of": "the fuzz"},
     "/jobs/{uuid}/attempts/{attempt}": {"completeness": 0.5},
     "/jobs/{uuid}/attempts/{attempt}/outcome": {"outcome": "succeeded"},
     "/jobs/{uuid}/attempts/{attempt}/questions": {"question": "parents"},
@@ -160,6 +161,9 @@ def make_meaningful(case: Any, operation: Any, zerog: Deployment, finished: str)
         case.body = zerog.client.get(f"/types/{name}").json()["example"]
     if BODIES.get(operation.path) is not None and operation.method.upper() != "GET":
         case.body = {**(BODIES[operation.path] or {})}
+    if operation.path == "/topics/{name}":
+        case.path_parameters = {"name": "fuzz"}
+        assert zerog.client.post("/topics/fuzz", json="something").status_code == 201
     if operation.path == "/greetings/{name}":
         case.path_parameters = {"name": "world"}
     case.query = {"last": "5"} if (operation.path, operation.method.upper()) == ("/sums", "GET") else {}

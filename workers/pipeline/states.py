@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import zerog.server
@@ -57,6 +58,8 @@ class Folded:
     keys: dict[str, int] = field(default_factory=dict)
     once: OrderedDict[str, int] = field(default_factory=OrderedDict)
     repeated: set[int] = field(default_factory=set)
+    #: Numbers of messages that are no entries.
+    strange: set[int] = field(default_factory=set)
 
     def shown(self, endpoint: zerog.server.Endpoint) -> Folded:
         """Return a copy with what there is to be seen by whoever asks."""
@@ -70,9 +73,12 @@ class Folded:
         """Return the number of the first entry with a key, if it is known."""
         return self.once.get(key) if key.startswith(_ONCE) else self.keys.get(key)
 
-    def add(self, number: int, key: str, at: float, value: dict[str, Any]) -> None:
-        """Take one entry; the entries come in order."""
+    def add(self, number: int, key: str, at: float, value: Any) -> None:
+        """Take one entry; the entries come in order.  What is none, since anybody may publish, is nobody's."""
         self.upto = number
+        if not is_entry(value):
+            self.strange.add(number)
+            return
         if ":" in key and not self._is_first(number, key):
             return
         job = value["job"]
@@ -100,6 +106,15 @@ class Folded:
         if len(self.once) > _ONCE_KEPT:
             self.once.popitem(last=False)
         return True
+
+
+def is_entry(value: Any) -> bool:
+    """Return whether a message of a pipeline's topic is an entry."""
+    if not isinstance(value, dict) or not isinstance(value.get("job"), str) or not isinstance(value.get("state"), str):
+        return False
+    if any(not isinstance(one, (str, NoneType)) for one in (value.get("jobType"), value.get("message", 0))):
+        return False
+    return isinstance(value.get("ended", 0.0), (int, float))
 
 
 class Standings:
@@ -139,7 +154,7 @@ class Standings:
         about jobs that whoever asks may see."""
         with self._read(endpoint, pipeline) as folded:
             self._follow(endpoint, pipeline, folded)
-            repeated, upto = frozenset(folded.repeated), folded.upto
+            repeated, upto = frozenset(folded.repeated | folded.strange), folded.upto
             hidden = {job for job, one in folded.jobs.items() if not one.seen_by(endpoint)}
         for message in endpoint.topics.read_all(topic(pipeline), after):
             if message.number > upto:
@@ -223,8 +238,8 @@ class _Names:
         names, numbers, upto = self._read.setdefault(endpoint.manager.service, ({}, [], [0]))
         for message in endpoint.topics.read_all(self._TOPIC, upto[0]):
             upto[0] = message.number
-            if str(message.value) not in names:
-                names[str(message.value)] = message.number
+            if isinstance(message.value, str) and message.value not in names:
+                names[message.value] = message.number
                 numbers.append(message.number)
         return names, numbers
 

@@ -220,6 +220,8 @@ class Endpoint:
     offers: ClassVar[tuple[str, ...]] = (JSON, HTML)
     #: Methods whose body is read as JSON.
     takes_json: ClassVar[tuple[str, ...]] = ()
+    #: Those of them whose body is any JSON value, and no object in particular.
+    any_json: ClassVar[tuple[str, ...]] = ()
     #: The models of those bodies that are no parameters of a job.
     bodies: ClassVar[Mapping[str, type[BaseModel]]] = {}
     #: How many such bodies may come as one array; 0 for one alone.

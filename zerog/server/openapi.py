@@ -346,7 +346,11 @@ def _operation(endpoint: type[Endpoint], method: str, known: Known, job_type: st
         schema: dict[str, Any] = {"$ref": f"#/components/schemas/Parameters.{job_type}"}
         if job_type is None:
             model = endpoint.bodies.get(method) or endpoint.model(method)
-            schema = {"type": "object"} if model is None else _lift(model.model_json_schema(), name, known.schemas)
+            schema = (
+                ({} if method in endpoint.any_json else {"type": "object"})
+                if model is None
+                else _lift(model.model_json_schema(), name, known.schemas)
+            )
             if endpoint.many:
                 schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": endpoint.many}
         content: dict[str, Any] = {"schema": schema}

@@ -20,6 +20,7 @@ from zerog.server import (
     retries,
     run,
     status,
+    topics,
     types,
 )
 from zerog.server.endpoint import Endpoint
@@ -61,6 +62,7 @@ ENDPOINTS: tuple[type[Endpoint], ...] = (
     attempts.AttemptOutcome,
     attempts.AttemptData,
     attempts.AttemptQuestions,
+    topics.Topic,
     openapi.Description,
     status.Health,
     status.Ready,

@@ -111,6 +111,8 @@ def of_agents() -> dict[str, Any]:
         "Registered": _object(registered),
         "Assignment": _object(given),
         "Assignments": _page(_object(held)),
+        "Messages": _page(_object({"number": _COUNT, "at": _TIME, "value": {}})),
+        "Published": _object({"number": _COUNT, "href": _HREF}),
         "EndedAttempts": _page(_object(ended)),
         "AgentException": _EXCEPTION,
         "AgentExceptions": _page(_EXCEPTION),

@@ -35,6 +35,7 @@ _TEMPLATES: Mapping[str, str] = {
     "assignments": "list.html",
     "history": "list.html",
     "commands": "list.html",
+    "messages": "list.html",
     "problem": "problem.html",
 }
 
