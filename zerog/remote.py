@@ -965,7 +965,7 @@ class _Poll(Queue):
         except Exception as error:
             if not isinstance(error, ZerogError):
                 logger.exception("a waiting request failed")
-            elif self._pause == _PAUSE:
+            elif self._pause == _PAUSE and not isinstance(error, UnknownAgent):  # the first heartbeat is under way
                 logger.warning("waits for a master: %s", error)
             with self._lock:
                 if not self._closed:
