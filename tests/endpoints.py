@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+import zerog
 import zerog.server
 from zerog.server import Answer, Problem
 
@@ -36,6 +37,28 @@ class Sums(zerog.server.Endpoint):
     def post(self, parameters: Range) -> Answer:
         """Keep a range."""
         return Answer({"range": [parameters.first, parameters.last]}, 201, {"Location": "/sums/kept"})
+
+
+class Counter(BaseModel):
+    """Which document is wanted."""
+
+    key: str = Field(pattern="^[a-z]{1,10}$")
+
+
+class Count(zerog.server.Endpoint):
+    """What jobs have counted."""
+
+    name = "count"
+    url = "/counts/{key}"
+    parameters = Counter
+
+    def get(self, counter: Counter) -> dict[str, Any]:
+        """Show how far they are."""
+        try:
+            value, _ = self.documents.get(counter.key)
+        except zerog.NotFound:
+            value = {"count": None}
+        return {**value, "href": f"/counts/{counter.key}"}
 
 
 class Named(BaseModel):

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -681,3 +683,57 @@ class Holding(zerog.Job):
         say("begin")
         time.sleep(self.seconds)
         say("end")
+
+
+class Counting(zerog.Job):
+    """Count up in a document of the application, beside others that do so too."""
+
+    job_type = "counting"
+
+    key: str
+    times: int
+
+    def run(self, context: zerog.Context) -> dict[str, Any]:
+        documents = context.documents
+        conflicts = 0
+        with suppress(zerog.AlreadyExists):
+            documents.insert(self.key, {"count": 0})
+        for _ in range(self.times):
+            while True:
+                value, cas = documents.get(self.key)
+                try:
+                    documents.replace(self.key, {"count": value["count"] + 1}, cas)
+                    break
+                except zerog.Conflict:
+                    conflicts += 1
+        return {"conflicts": conflicts}
+
+
+class Asking(zerog.Job):
+    """Say what is answered to what cannot be done with documents."""
+
+    job_type = "asking"
+
+    def run(self, context: zerog.Context) -> dict[str, str]:
+        documents = context.documents
+        cas = documents.insert("there", [1, "é"])
+        answers = {"read": repr(documents.get("there")[0])}
+        calls: dict[str, Callable[[], object]] = {
+            "insert": lambda: documents.insert("there", 2),
+            "get": lambda: documents.get("missing"),
+            "replace": lambda: documents.replace("there", 2, cas + 1),
+            "replace missing": lambda: documents.replace("missing", 2, 1),
+            "remove": lambda: documents.remove("there", cas + 1),
+            "remove missing": lambda: documents.remove("missing"),
+            "key": lambda: documents.get("a/b"),
+            "size": lambda: documents.insert("large", "x" * 600_000),
+            "value": lambda: documents.insert("odd", float("nan")),
+        }
+        for name, call in calls.items():
+            try:
+                call()
+                answers[name] = "done"
+            except Exception as error:
+                answers[name] = type(error).__name__
+        documents.remove("there", cas)
+        return answers

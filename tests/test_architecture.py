@@ -18,7 +18,7 @@ ROWS = {
     "zerog.registry": 3, "zerog.views": 3, "zerog.leases": 3, "zerog.fleet": 3, "zerog.job": 3, "zerog.parents": 3, "zerog.retry": 3,
     "zerog.datastore": 3, "zerog.queue": 3,
     "zerog.orders": 3, "zerog.notes": 3,
-    "zerog.manager": 4, "zerog.statistics": 4, "zerog.tokens": 4, "zerog.topics": 4,
+    "zerog.manager": 4, "zerog.statistics": 4, "zerog.tokens": 4, "zerog.topics": 4, "zerog.documents": 4, "zerog.asked": 3,
     "zerog.master": 5, "zerog.attempts": 5, "zerog.turn": 5, "zerog.recorder": 5, "zerog.entries": 5, "zerog.questions": 5, "zerog.remote": 5,
     "zerog.sweep": 5, "zerog.sweeper": 5, "zerog.chores": 5, "zerog.datastore.sqlite": 5, "zerog.datastore.couchbase": 5,
     "zerog.datastore.faulty": 5, "zerog.datastore.memcached": 5, "zerog.queue.sqlite": 5, "zerog.queue.beanstalkd": 5,

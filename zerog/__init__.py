@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zerog.client import Client
-    from zerog.exceptions import Fail, Retry, SoftTimeLimit
+    from zerog.exceptions import AlreadyExists, Conflict, Fail, NotFound, Retry, SoftTimeLimit
     from zerog.job import Context, Job
     from zerog.outcome import Requeued as Requeue
     from zerog.outcome import Succeeded
@@ -43,10 +43,13 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
+    "AlreadyExists",
     "Client",
+    "Conflict",
     "Context",
     "Fail",
     "Job",
+    "NotFound",
     "Parent",
     "Requeue",
     "Retry",
@@ -56,10 +59,13 @@ __all__ = [
 ]
 
 _PLACES = {
+    "AlreadyExists": ("zerog.exceptions", "AlreadyExists"),
     "Client": ("zerog.client", "Client"),
+    "Conflict": ("zerog.exceptions", "Conflict"),
     "Context": ("zerog.job", "Context"),
     "Fail": ("zerog.exceptions", "Fail"),
     "Job": ("zerog.job", "Job"),
+    "NotFound": ("zerog.exceptions", "NotFound"),
     "Parent": ("zerog.parents", "Parent"),
     "Requeue": ("zerog.outcome", "Requeued"),
     "Retry": ("zerog.exceptions", "Retry"),

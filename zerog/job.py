@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from zerog.asked import AskedDocuments, Documents
 from zerog.exceptions import BadJobType
 from zerog.needs import Needs, are_labels, is_cpus, is_ram
 from zerog.parents import Parent, parents
@@ -252,6 +253,7 @@ class Context:
         self._parent_uuids = tuple(parents)
         self._parents: tuple[Parent, ...] | None = None
         self._published = 0
+        self._documents: Documents | None = None
 
     @property
     def cancelled(self) -> bool:
@@ -271,6 +273,13 @@ class Context:
         if self._parents is None:
             self._parents = parents(self._parent_uuids, self._reporter.ask)
         return self._parents
+
+    @property
+    def documents(self) -> Documents:
+        """The documents of the application that this job belongs to."""
+        if self._documents is None:
+            self._documents = AskedDocuments(self._reporter.ask, f"{self.uuid}:{self.attempt}")
+        return self._documents
 
     def publish(self, topic: str, value: Any) -> int:
         """Add a message (JSON of up to 64 KiB) to a topic of the application, and return its number when it is stored.

@@ -2,7 +2,8 @@
 
 ``{"t": "parents", "number": 3}`` asks who the job's parents are, ``{"t": "read", "number": 4, "uuid": …, "start": 0}``
 for bytes of the data of one; ``{"t": "publish", "number": 5, "topic": …, "key": …, "value": …}`` adds a message to a
-topic.  The answer, or why there is none, comes as ``{"t": "answer", "number": 3, …}``, bytes as such.
+topic, ``{"t": "document", "number": 6, "verb": "insert", "key": …, "value": …, "write": …}`` is about a document of the
+application.  The answer, or why there is none, comes as ``{"t": "answer", "number": 3, …}``, bytes as such.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from zerog.exceptions import CorruptDocument, NewerVersion, NotFound, UnknownJob
+from zerog.documents import OwnDocuments, answered_document
+from zerog.exceptions import CorruptDocument, NewerVersion, NotFound, UnknownJob, UnknownType
 from zerog.manager import Manager
 from zerog.record import JobRecord
 from zerog.topics import Topics
@@ -24,10 +26,13 @@ def answered(manager: Manager, record: JobRecord, question: dict[str, Any]) -> d
             topics = Topics(manager.store, manager.clock)
             message = topics.publish(question["topic"], json.loads(question["value"]), question["key"])
             return {"t": "answer", "number": number, "published": message.number}
+        if question["t"] == "document":
+            documents = OwnDocuments(manager.store, manager.registry.application(record.job_type))
+            return {"t": "answer", "number": number, **answered_document(documents, question)}
         if question["t"] == "parents":
             return {"t": "answer", "number": number, "parents": _parents(manager, record)}
         return _bytes(manager, record, question)
-    except (UnknownJob, NotFound, CorruptDocument, NewerVersion, ValueError) as error:
+    except (UnknownJob, UnknownType, NotFound, CorruptDocument, NewerVersion, ValueError) as error:
         return {"t": "answer", "number": number, "error": str(error)}
 
 

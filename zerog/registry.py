@@ -42,6 +42,7 @@ class _Entry:
     policy: Policy
     schema: dict[str, Any]
     has_secrets: bool
+    application: str
 
 
 class Registry:
@@ -58,11 +59,11 @@ class Registry:
         registry = cls()
         for application in applications:
             for job in _jobs_of(_import_jobs(application)):
-                registry.register(job)
+                registry.register(job, application)
         return registry
 
-    def register(self, job: type[Job]) -> None:
-        """Add a job class; the same one twice is one, two of the same ``job_type`` are an error."""
+    def register(self, job: type[Job], application: str = "") -> None:
+        """Add a job class of an application; the same one twice is one, two of the same ``job_type`` are an error."""
         job.check_settings()
         known = self._entries.get(job.job_type)
         if known is not None:
@@ -70,7 +71,7 @@ class Registry:
                 return
             raise BadJobType(f"two classes have the job_type {job.job_type!r}: {_name(known.job)} and {_name(job)}")
         schema = closed_schema(job)
-        self._entries[job.job_type] = _Entry(job, job.policy(), schema, _mentions_password(schema))
+        self._entries[job.job_type] = _Entry(job, job.policy(), schema, _mentions_password(schema), application)
 
     @property
     def names(self) -> list[str]:
@@ -83,6 +84,10 @@ class Registry:
     def get(self, job_type: str) -> type[Job]:
         """Return the class of a job type; ``UnknownType`` if there is none."""
         return self._entry(job_type).job
+
+    def application(self, job_type: str) -> str:
+        """Return the dotted name of the application that a job type belongs to; ``UnknownType`` if there is none."""
+        return self._entry(job_type).application
 
     def policy(self, job_type: str) -> Policy:
         """Return the retry policy of a job type; the default one for a type that nobody knows here."""

@@ -545,10 +545,10 @@ class Remote:
     def answered(self, record: JobRecord, question: Mapping[str, Any]) -> Callable[[], dict[str, Any] | bytes]:
         """Return what gives, after the step, the answer to what a running job asks."""
         asked = {"question": question["t"]}
-        for name in ("uuid", "start", "topic", "key"):
+        for name in ("uuid", "start", "topic", "key", "verb", "cas", "write"):
             if question.get(name) is not None:
                 asked[name] = question[name]
-        if question["t"] == "publish":
+        if question.get("value") is not None:
             asked["value"] = json.loads(question["value"])
         path = f"{_attempt(record.uuid, record.attempt)}/questions"
         found: list[dict[str, Any] | bytes] = []

@@ -164,6 +164,8 @@ def make_meaningful(case: Any, operation: Any, zerog: Deployment, finished: str)
     if operation.path == "/topics/{name}":
         case.path_parameters = {"name": "fuzz"}
         assert zerog.client.post("/topics/fuzz", json="something").status_code == 201
+    if operation.path == "/counts/{key}":
+        case.path_parameters = {"key": "fuzz"}
     if operation.path == "/greetings/{name}":
         case.path_parameters = {"name": "world"}
     case.query = {"last": "5"} if (operation.path, operation.method.upper()) == ("/sums", "GET") else {}

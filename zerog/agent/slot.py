@@ -540,7 +540,7 @@ class Slot:
             attempt.output = self.manager.open_output(attempt.uuid, attempt.number, attempt.media_type)
         elif message["t"] == "checkpoint":
             attempt.checkpoint = (message["number"], json.loads(message["state"]))
-        elif message["t"] in ("parents", "read", "publish"):
+        elif message["t"] in ("parents", "read", "publish", "document"):
             attempt.question = message
         elif message["t"] == "outcome":
             self._on_outcome(attempt, message)

@@ -529,9 +529,15 @@ class AttemptData(OfAttempt):
 
 
 class QuestionBody(Body):
-    """What a running job asks: who its parents are, bytes of the data of one, or to publish a message."""
+    """What a running job asks: who its parents are, bytes of the data of one, to publish a message, or for a document.
 
-    question: Literal["parents", "read", "publish"]
+    ``write`` names a write of a document: the same once more is made once.
+    """
+
+    question: Literal["parents", "read", "publish", "document"]
+    verb: Literal["get", "insert", "replace", "remove"] | None = None
+    cas: int | None = None
+    write: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     uuid: Uuid | None = None
     start: Annotated[int, Field(ge=0, lt=2**53)] = 0
     topic: str | None = None
@@ -566,4 +572,10 @@ class AttemptQuestions(OfAttempt):
             if body.topic is None:
                 raise InvalidParameters([fault("/topic", "it is required", "missing")])
             asked.update(topic=body.topic, value=json.dumps(body.value))
+        if body.question == "document":
+            missing = [name for name in ("verb", "key") if getattr(body, name) is None]
+            missing += ["cas"] if body.verb == "replace" and body.cas is None else []
+            if missing:
+                raise InvalidParameters([fault(f"/{name}", "it is required", "missing") for name in missing])
+            asked.update(verb=body.verb, cas=body.cas, write=body.write, value=json.dumps(body.value))
         return answered(self.manager, record, asked)

@@ -33,8 +33,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from zerog import codec
+from zerog.asked import Documents
 from zerog.attempts import Report, Settlement
 from zerog.clock import Clock
+from zerog.documents import OwnDocuments
 from zerog.exceptions import Forbidden, InvalidParameter, UnknownJob, ZerogError
 from zerog.manager import Manager, Submission, Submitted
 from zerog.master import Master
@@ -328,6 +330,11 @@ class Endpoint:
     def topics(self) -> Topics:
         """The topics of applications."""
         return Topics(self.manager.store, self.services.clock)
+
+    @property
+    def documents(self) -> Documents:
+        """The documents of the application that this endpoint belongs to."""
+        return OwnDocuments(self.manager.store, type(self).__module__.removesuffix(".endpoints"))
 
     @property
     def limited(self) -> bool:
