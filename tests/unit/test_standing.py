@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.services import wait_until
-from zerog.agent.standing import Aside, AtOnce, Standing
+from zerog.agent.errands import Aside, AtOnce
+from zerog.agent.standing import Standing
 from zerog.exceptions import StoreUnavailable
 from zerog.master import Heard, Registration
 from zerog.orders import Command, Wanted

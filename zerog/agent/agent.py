@@ -21,6 +21,7 @@ from typing import Any
 from zerog import failpoints
 from zerog.agent.attempt import Terms
 from zerog.agent.commands import Commands
+from zerog.agent.errands import Aside, AtOnce
 from zerog.agent.family import adopt_orphans, end_orphans
 from zerog.agent.flights import Flights
 from zerog.agent.heartbeat import Heartbeat, Superior
@@ -28,7 +29,7 @@ from zerog.agent.keeper import Keeper
 from zerog.agent.pipe import BrokenPipe
 from zerog.agent.process import Child, Program
 from zerog.agent.slot import Phase, Slot
-from zerog.agent.standing import Aside, AtOnce, Standing
+from zerog.agent.standing import Standing
 from zerog.agent.usage import Usage
 from zerog.chores import Rounds
 from zerog.clock import Clock
