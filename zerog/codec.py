@@ -49,6 +49,15 @@ def loads(body: bytes) -> Any:
         raise CorruptDocument(f"not JSON: {error}") from error
 
 
+def plain(value: Any, most: int, what: str) -> Any:
+    """Return a value of an application as JSON gives it back; ``ValueError`` for what is no JSON, or has more than
+    ``most`` bytes of it: then ``what`` says of what."""
+    text = json.dumps(value, allow_nan=False)
+    if len(text) > most:
+        raise ValueError(f"{what} may have {most} bytes of JSON, not {len(text)}")
+    return json.loads(text)
+
+
 def canonical(value: Any) -> bytes:
     """Write a value with sorted members: equal content gives equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

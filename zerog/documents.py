@@ -88,10 +88,7 @@ class OwnDocuments:
 
 
 def _body(value: Any, write: str) -> bytes:
-    text = json.dumps(value, allow_nan=False)
-    if len(text) > MAX_DOCUMENT:
-        raise ValueError(f"a document may have {MAX_DOCUMENT} bytes of JSON, not {len(text)}")
-    return codec.dumps({"schema": 1, "write": write, "value": json.loads(text)})
+    return codec.dumps({"schema": 1, "write": write, "value": codec.plain(value, MAX_DOCUMENT, "a document")})
 
 
 def answered_document(documents: OwnDocuments, asked: dict[str, Any]) -> dict[str, Any]:

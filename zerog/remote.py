@@ -345,7 +345,8 @@ class Remote:
         view = _read(content)
         # Before anything can go wrong with what follows: they are the agent's now.
         self.ready.extend(view["assignments"])
-        self.ready_at = self.clock.monotonic()
+        if view["assignments"]:
+            self.ready_at = self.clock.monotonic()
         if want:
             self.plenty = len(view["assignments"]) >= want
         for poll in self.polls:
@@ -565,16 +566,22 @@ class Remote:
         return lambda: found[0]
 
     def return_ready(self) -> None:
-        """Give back all that no slot has asked for: nothing of it was begun.  Waits for no master."""
-        outcomes = []
+        """Give back all that no slot has asked for."""
+        views = []
         while self.ready:
-            view = self.ready.popleft()
+            views.append(self.ready.popleft())
+        if views:
+            self.return_unbegun(views)
+
+    def return_unbegun(self, views: Sequence[Mapping[str, Any]]) -> None:
+        """Give back assignments of which nothing was begun.  Waits for no master."""
+        outcomes = []
+        for view in views:
             logger.info("gives back job=%s attempt=%d, not begun", view["uuid"], view["attempt"])
             said = {"outcome": "givenBack", "started": False}
             outcomes.append(Promise(codec.dumps({"uuid": view["uuid"], "attempt": view["attempt"], **said}), _nobodys))
-        if outcomes:
-            flight = Flight(outcomes=outcomes)
-            threading.Thread(target=quietly, args=(lambda: self.send(flight),), daemon=True).start()
+        flight = Flight(outcomes=outcomes)
+        threading.Thread(target=quietly, args=(lambda: self.send(flight),), daemon=True).start()
 
     def close_queue(self) -> None:
         """Do nothing: there is none."""
@@ -1018,19 +1025,12 @@ class Assignments(_Poll):
             self._offered()
 
     def _assigned(self, view: Mapping[str, Any]) -> Assigned:
-        return Assigned(view["uuid"].encode(), view, self._give_back)
+        return Assigned(view["uuid"].encode(), view, lambda view: self._remote.return_unbegun([view]))
 
     def withdraw(self) -> None:
         super().withdraw()
         if not self._remote.takes:
             self._remote.return_ready()
-
-    def _give_back(self, view: Mapping[str, Any]) -> None:
-        """Say that nothing was begun."""
-        logger.info("gives back job=%s attempt=%d, not begun", view["uuid"], view["attempt"])
-        path = f"{_attempt(view['uuid'], view['attempt'])}/outcome"
-        body = codec.dumps({"outcome": "givenBack", "started": False})
-        self._later(lambda: Remote.check(*Wire(self._remote.masters, _BEYOND).ask("POST", path, body)))
 
     def another(self) -> Assignments:
         return Assignments(self._remote)

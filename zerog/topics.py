@@ -6,7 +6,6 @@ and readers take the first.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Iterator
@@ -49,10 +48,8 @@ class Topics:
         """
         now = self._clock.now()
         key = key if key is not None else secrets.token_hex(8)
-        text = json.dumps(value, allow_nan=False)
-        if len(text) > MAX_MESSAGE:
-            raise ValueError(f"a message may have {MAX_MESSAGE} bytes of JSON, not {len(text)}")
-        body = codec.dumps({"at": to_iso(now), "key": key, "value": json.loads(text)})
+        kept = codec.plain(value, MAX_MESSAGE, "a message")
+        body = codec.dumps({"at": to_iso(now), "key": key, "value": kept})
         try:
             number = self._store.append(_log(topic), body)
         except StoreAmbiguous:

@@ -298,7 +298,13 @@ class Agent(OfAgent):
 def check_speaks_for(endpoint: Endpoint, id: str) -> None:
     """Refuse a limited token that would speak for an agent which serves types that do not exist for it."""
     record = endpoint.manager.fleet.get(id) if endpoint.limited else None
-    if record is not None and not all(endpoint.sees(name) for name in record.job_types):
+    if record is not None:
+        check_sees_all(endpoint, record)
+
+
+def check_sees_all(endpoint: Endpoint, record: AgentRecord) -> None:
+    """Refuse a token for which not all types exist that an agent serves."""
+    if not all(endpoint.sees(name) for name in record.job_types):
         raise Forbidden("the token does not allow all job types of this agent")
 
 
@@ -373,7 +379,7 @@ class AgentExceptions(OfHistory):
 
     async def post(self, parameters: ExceptionBody) -> Answer:
         """Keep an exception that nobody has foreseen."""
-        await self.off_loop(check_speaks_for, self, self.record.id)
+        check_sees_all(self, self.record)
         said = {
             "type": codec.printable(parameters.type, 255),
             "message": parameters.message,

@@ -36,6 +36,7 @@ from zerog.server.agents import AgentAssignments, Body, Moment, OfAgent, Seconds
 from zerog.server.collection import OfJob
 from zerog.server.endpoint import BYTES, JSON, NO_SUCH_JOB, WAIT, Answer, header
 from zerog.server.reserver import Delivered, Done, Round, Waiting
+from zerog.server.run import hidden
 from zerog.turn import item_uuid
 
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
@@ -302,7 +303,9 @@ class AgentTurn(OfAgent):
     async def post(self, parameters: TurnBody) -> Answer:
         """Report and end attempts, each as its own request would, and be given up to ``want`` that are ready now."""
         now = self.services.clock.now()
-        hidden = await self._hidden([*parameters.reports, *parameters.outcomes]) if self.limited else set()
+        said: list[ReportItem | OutcomeItem] = [*parameters.reports, *parameters.outcomes]
+        uuids = [one.uuid.lower() for one in said]
+        unseen = set(await self.off_loop(hidden, self, uuids)) if self.limited else set()
         reports = [
             _located(f"/reports/{place}", partial(one.report, one.uuid.lower(), one.attempt, now))
             for place, one in enumerate(parameters.reports)
@@ -312,14 +315,14 @@ class AgentTurn(OfAgent):
             for place, one in enumerate(parameters.outcomes)
         ]
         items: list[Report | Settlement] = [*reports, *outcomes]
-        seen = [one for one in items if item_uuid(one) not in hidden]
+        seen = [one for one in items if item_uuid(one) not in unseen]
         done = await self._turn(seen, parameters.want)
         if isinstance(done, ZerogError):
             raise done
         if self.manager.ended_parents:
             self.services.hurry("release")
         verdicts = iter(done.results)
-        shown = [_verdict(next(verdicts) if item_uuid(one) not in hidden else UnknownJob(NO_SUCH_JOB)) for one in items]
+        shown = [_verdict(next(verdicts) if item_uuid(one) not in unseen else UnknownJob(NO_SUCH_JOB)) for one in items]
         lease = self.manager.lease
         body = {
             "reports": shown[: len(reports)],
@@ -334,11 +337,6 @@ class AgentTurn(OfAgent):
     def _take_back(self, given: Sequence[Held]) -> None:
         for held in given:
             self.services.master.give_back(held)
-
-    async def _hidden(self, items: Sequence[ReportItem | OutcomeItem]) -> set[str]:
-        """Return the jobs that do not exist for whoever asks."""
-        found = await self.off_loop(self.manager.get_many, [one.uuid.lower() for one in items])
-        return {uuid for uuid, record in found.items() if not self.sees(record.job_type)}
 
     async def _turn(self, items: Sequence[Report | Settlement], want: int) -> Done | ZerogError:
         loop = asyncio.get_running_loop()

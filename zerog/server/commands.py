@@ -15,7 +15,6 @@ from zerog import views
 from zerog.clock import to_iso
 from zerog.exceptions import (
     CorruptDocument,
-    Forbidden,
     IdempotencyKeyReused,
     InvalidParameters,
     RequestError,
@@ -29,7 +28,7 @@ from zerog.exceptions import (
 from zerog.fleet import SPEAKING, AgentRecord
 from zerog.needs import LABEL, MAX_LABELS, is_cpus
 from zerog.orders import Command, Wanted
-from zerog.server.agents import Body, LimitsBody, Line, Moment, OfAgent, Uuid, check_speaks_for, fault
+from zerog.server.agents import Body, LimitsBody, Line, Moment, OfAgent, Uuid, check_sees_all, fault
 from zerog.server.endpoint import NO_SUCH_JOB, WAIT, Answer, Endpoint, Parameter, ranged
 from zerog.server.run import KEY, YEAR, hidden
 from zerog.server.watcher import Waiters
@@ -213,8 +212,8 @@ def _check_may_tell(endpoint: Endpoint, agent: AgentRecord, members: dict[str, A
     if "uuid" in members:
         if hidden(endpoint, [members["uuid"]]):
             raise UnknownJob(NO_SUCH_JOB)
-    elif not all(endpoint.sees(name) for name in agent.job_types):
-        raise Forbidden("the token does not allow all job types of this agent")
+    else:
+        check_sees_all(endpoint, agent)
 
 
 def _shown(endpoint: Endpoint, commands: Sequence[Command]) -> list[Command]:
@@ -309,7 +308,7 @@ class AgentCommand(OfAgent):
 
     async def post(self, parameters: AckBody) -> Answer:
         """Say that the command was applied, or refused, and why."""
-        await self.off_loop(check_speaks_for, self, self.record.id)
+        check_sees_all(self, self.record)
         acknowledge = self.services.master.acknowledge
         done = await self.off_loop(acknowledge, self.record.id, self._number(), parameters.state, parameters.message)
         return Answer(views.command(self.record.id, done), page="command")
