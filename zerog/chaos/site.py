@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -47,6 +48,10 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 _START = 30.0
 
 
+#: Ports from which one is taken.
+_PORTS = range(15_000, 32_000)
+
+
 def until(condition: Callable[[], T | None], seconds: float, what: str) -> T:
     """Return the first true value of ``condition``; ``TimeoutError`` after ``seconds``."""
     end = time.monotonic() + seconds
@@ -60,10 +65,16 @@ def until(condition: Callable[[], T | None], seconds: float, what: str) -> T:
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody uses now."""
-    with socket.socket() as end:
-        end.bind(("127.0.0.1", 0))
-        return int(end.getsockname()[1])
+    """Return a port of loopback that nobody uses now.
+
+    Not one of those that the kernel gives to connections: one of these may take it before it is used.
+    """
+    for _ in range(1000):
+        port = secrets.choice(_PORTS)
+        with socket.socket() as end, suppress(OSError):
+            end.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port of loopback is free")
 
 
 class Site:
