@@ -84,9 +84,13 @@ class Deployment:
         self.agents.append(agent)
         return agent
 
-    def _start(self, command: str, **settings: Any) -> Process:
+    def start_daemon(self, command: str, *arguments: str, **settings: Any) -> Process:
+        """Start another daemon, whose log has the name of its command."""
+        return self._start(command, *arguments, **settings)
+
+    def _start(self, command: str, *more: str, **settings: Any) -> Process:
         environment = {**self.environment, **{f"ZEROG_{k.upper()}": str(v) for k, v in settings.items()}}
-        arguments = [sys.executable, "-m", "zerog", command]
+        arguments = [sys.executable, "-m", "zerog", command, *more]
         process = Process(arguments, self.folder / f"{command}.log", cwd=self.folder, env=environment)
         self._started.append(process)
         return process

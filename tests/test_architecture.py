@@ -18,13 +18,13 @@ ROWS = {
     "zerog.registry": 3, "zerog.views": 3, "zerog.leases": 3, "zerog.fleet": 3, "zerog.job": 3, "zerog.parents": 3, "zerog.retry": 3,
     "zerog.datastore": 3, "zerog.queue": 3,
     "zerog.orders": 3, "zerog.notes": 3,
-    "zerog.manager": 4, "zerog.statistics": 4, "zerog.tokens": 4, "zerog.topics": 4, "zerog.documents": 4, "zerog.asked": 3,
+    "zerog.manager": 4, "zerog.statistics": 4, "zerog.tokens": 4, "zerog.topics": 4, "zerog.documents": 4, "zerog.asked": 3, "zerog.consumer": 3, "zerog.own_settings": 3, "zerog.consumers": 4,
     "zerog.master": 5, "zerog.attempts": 5, "zerog.turn": 5, "zerog.recorder": 5, "zerog.entries": 5, "zerog.questions": 5, "zerog.remote": 5,
-    "zerog.sweep": 5, "zerog.sweeper": 5, "zerog.chores": 5, "zerog.datastore.sqlite": 5, "zerog.datastore.couchbase": 5,
+    "zerog.sweep": 5, "zerog.sweeper": 4, "zerog.chores": 5, "zerog.feed": 5, "zerog.datastore.sqlite": 5, "zerog.datastore.couchbase": 5,
     "zerog.datastore.faulty": 5, "zerog.datastore.memcached": 5, "zerog.queue.sqlite": 5, "zerog.queue.beanstalkd": 5,
     "zerog.server": 6, "zerog.agent": 6,
     "zerog.bootstrap": 7,
-    "zerog.cli": 8, "zerog.console": 8, "zerog.daemons": 8, "zerog.supervisor": 8, "zerog.doctor": 8, "zerog.chaos": 8, "zerog.__main__": 8,
+    "zerog.cli": 8, "zerog.console": 8, "zerog.daemons": 8, "zerog.consuming": 8, "zerog.supervisor": 8, "zerog.doctor": 8, "zerog.chaos": 8, "zerog.__main__": 8,
 }  # fmt: skip
 #: Modules that stand beside the rows, with what of zerog they may import.
 BESIDE = {
@@ -32,7 +32,15 @@ BESIDE = {
     "zerog.client.api": {"zerog.exceptions"},
     "zerog.client.models": {"zerog.client.api"},
     "zerog.client.client": {"zerog.client.api", "zerog.client.models", "zerog.exceptions"},
-    "zerog": {"zerog.client", "zerog.exceptions", "zerog.job", "zerog.outcome", "zerog.parents"},
+    "zerog": {
+        "zerog.client",
+        "zerog.consumer",
+        "zerog.exceptions",
+        "zerog.job",
+        "zerog.outcome",
+        "zerog.own_settings",
+        "zerog.parents",
+    },
 }
 ADAPTERS = ("zerog.datastore.sqlite", "zerog.datastore.couchbase", "zerog.queue.sqlite", "zerog.queue.beanstalkd")
 PUBLIC_FOR_WORKERS = ("zerog", "zerog.server")

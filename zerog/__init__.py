@@ -34,43 +34,55 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zerog.client import Client
+    from zerog.consumer import Consumer, Entry, Topic
     from zerog.exceptions import AlreadyExists, Conflict, Fail, NotFound, Retry, SoftTimeLimit
     from zerog.job import Context, Job
     from zerog.outcome import Requeued as Requeue
     from zerog.outcome import Succeeded
+    from zerog.own_settings import Bytes, Seconds
     from zerog.parents import Parent
 
 __version__ = "0.2.0"
 
 __all__ = [
     "AlreadyExists",
+    "Bytes",
     "Client",
     "Conflict",
+    "Consumer",
     "Context",
+    "Entry",
     "Fail",
     "Job",
     "NotFound",
     "Parent",
     "Requeue",
     "Retry",
+    "Seconds",
     "SoftTimeLimit",
     "Succeeded",
+    "Topic",
     "__version__",
 ]
 
 _PLACES = {
     "AlreadyExists": ("zerog.exceptions", "AlreadyExists"),
+    "Bytes": ("zerog.own_settings", "Bytes"),
     "Client": ("zerog.client", "Client"),
     "Conflict": ("zerog.exceptions", "Conflict"),
+    "Consumer": ("zerog.consumer", "Consumer"),
     "Context": ("zerog.job", "Context"),
+    "Entry": ("zerog.consumer", "Entry"),
     "Fail": ("zerog.exceptions", "Fail"),
     "Job": ("zerog.job", "Job"),
     "NotFound": ("zerog.exceptions", "NotFound"),
     "Parent": ("zerog.parents", "Parent"),
     "Requeue": ("zerog.outcome", "Requeued"),
     "Retry": ("zerog.exceptions", "Retry"),
+    "Seconds": ("zerog.own_settings", "Seconds"),
     "SoftTimeLimit": ("zerog.exceptions", "SoftTimeLimit"),
     "Succeeded": ("zerog.outcome", "Succeeded"),
+    "Topic": ("zerog.consumer", "Topic"),
 }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ from urllib.parse import unquote, urlsplit
 from zerog import __version__
 from zerog.chores import Chores, Rounds, once_a_second
 from zerog.clock import Clock
-from zerog.config import Settings, shown
+from zerog.config import SETTINGS, Settings, shown
+from zerog.consumers import ConsumerLease
 from zerog.datastore import faulty
 from zerog.datastore.base import Datastore
 from zerog.exceptions import BadSetting, MissingDependency
@@ -24,6 +26,7 @@ from zerog.fleet import Lock, Name, remove_old, stem_of
 from zerog.manager import Manager
 from zerog.master import Master, Registration
 from zerog.needs import Limits
+from zerog.own_settings import read_own, shown_own
 from zerog.questions import answered
 from zerog.queue.base import Queue
 from zerog.record import JobRecord
@@ -35,6 +38,7 @@ from zerog.tokens import Tokens
 
 if TYPE_CHECKING:
     from zerog.agent.agent import Agent, MakeRounds
+    from zerog.agent.consumers import Hosts
     from zerog.agent.heartbeat import Superior
     from zerog.agent.pipe import Message
     from zerog.server.app import Server
@@ -77,6 +81,7 @@ def read_registry(settings: Settings) -> Registry:
     """Return the job types of the applications; ``BadSetting`` if there are none."""
     make_importable()
     registry = Registry.from_applications(settings.applications)
+    registry.settings = read_own(settings.applications, settings.applications_own, settings.base, settings.sources)
     if not registry.names:
         raise BadSetting(f"applications ({settings.sources['applications']}): there is no job type in any of them")
     return registry
@@ -205,7 +210,7 @@ def make_server(settings: Settings) -> ServerParts:
         candidate=Candidate(name, lock.presence),
         statistics=open_statistics(parts, name, lock),
         tokens=tokens,
-        configuration=shown(settings),
+        configuration={**shown(settings), **shown_own(parts.registry.settings, settings.sources)},
         endpoints=applications.endpoints(settings.applications),
         run_parameters=applications.run_parameters(settings.applications),
     )
@@ -354,15 +359,22 @@ def make_agent(settings: Settings) -> AgentParts:
         way.commands,
         clock,
         terms,
-        Program(settings.applications, settings.max_result),
+        Program(settings.applications, settings.max_result, settings.applications_own, str(settings.base)),
         settings.slots or os.cpu_count() or 1,
         way.superior,
         registration,
         way.rounds,
         Usage(clock, str(settings.path(settings.run_dir))),
         settings.drain,
+        _hosts_of_agent(settings, parts, Candidate(name.id, lock.presence)) if parts is not None else None,
     )
     return AgentParts(agent, parts, lock, name, instance, statistics)
+
+
+def _hosts_of_agent(settings: Settings, parts: Parts, candidate: Candidate) -> Hosts | None:
+    """Return the hosts of the consumers that agents run; None if there are none."""
+    names = [name for name, one in parts.registry.consumers.items() if one.consumer.in_agents]
+    return make_hosts(settings, parts, names, candidate) if names else None
 
 
 def _direct(settings: Settings, parts: Parts, statistics: Statistics, candidate: Candidate) -> _Way:
@@ -392,6 +404,52 @@ def _by_http(settings: Settings, registry: Registry, clock: Clock, agent: str, d
         remote.answered,
         lambda first, also: Rounds(clock, once_a_second([*first, *also]), _STEP),
     )
+
+
+def make_hosts(settings: Settings, parts: Parts, consumers: Sequence[str], candidate: Candidate) -> Hosts:
+    """Return the hosts of consumers, by name; ``BadSetting`` for a name that there is not."""
+    from zerog.agent.consumers import Host, Hosts
+
+    hosts = []
+    for name in consumers:
+        follower = parts.registry.consumers.get(name)
+        if follower is None:
+            known = ", ".join(sorted(parts.registry.consumers)) or "none"
+            raise BadSetting(
+                f"applications ({settings.sources['applications']}): there is no consumer {name!r}; there are: {known}"
+            )
+        held = ConsumerLease(
+            parts.manager.consumers, follower.consumer, follower.application, candidate, settings.lease, parts.clock
+        )
+        start = partial(_start_consumer, settings)
+        hosts.append(Host(follower.consumer, held, start, parts.clock, settings.lease, settings.grace))
+    return Hosts(hosts, parts.clock, settings.grace)
+
+
+def _start_consumer(
+    settings: Settings, name: str, token: str, descriptor: int, more: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start the child of a consumer, with the same settings."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "zerog.consuming", name, token, str(descriptor), str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        env={**environment_of(settings), **more},
+        pass_fds=[descriptor],
+        process_group=0,
+    )
+
+
+def environment_of(settings: Settings, groups: Sequence[str] = ("everything", "server", "agent")) -> dict[str, str]:
+    """Return the environment of a process of ours that is to have the same settings, of those groups."""
+    environment = dict(os.environ)
+    written = written_settings(settings)
+    for setting in SETTINGS:
+        if setting.group in groups and setting.name in written:
+            environment[f"ZEROG_{setting.name.upper()}"] = written[setting.name]
+    if settings.config is not None:
+        environment["ZEROG_CONFIG"] = settings.config
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root(), os.environ.get("PYTHONPATH")]))
+    return environment
 
 
 def _served(settings: Settings, registry: Registry) -> Sequence[str]:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from zerog.clock import Clock
 from zerog.exceptions import DatastoreError, QueueError, StoreUnavailable, ZerogError
@@ -135,6 +136,7 @@ class Chores(Rounds):
             Task("pauses", 1.0, manager.look_at_pauses),
             Task("needs", 0.5, manager.look_at_needs),
             Task("release", 0.0, manager.release_pending),
+            Task("ends", 0.0, manager.tell_of_ends),
             Task("doubts", 1.0, manager.say_doubtful),
             Task("sweeper", min(1.0, sweep), self._keep_lease),
             Task("sweep", 0.0, self._walk),
@@ -201,7 +203,9 @@ class Chores(Rounds):
                 break
             position = done.position
             yield
-        for walk in (self._manager.tidy, self._manager.forget_agents):
+        walks: list[Callable[[int], int | None]] = [self._manager.tidy, self._manager.forget_agents]
+        walks += [partial(self._manager.prune_topic, topic) for topic in self._manager.registry.topics]
+        for walk in walks:
             upto = walk(0)
             while upto is not None:
                 yield

@@ -142,6 +142,16 @@ def worker(config: str | None, verbose: bool, **flags: Any) -> None:
 
 
 @main.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@with_settings("everything", "agent")
+def consumer(names: tuple[str, ...], config: str | None, verbose: bool, **flags: Any) -> None:
+    """Run consumers of topics, by name: those that agents do not run, or any.  SIGTERM ends it in order."""
+    from zerog.daemons import run_consumer
+
+    run_consumer(_load(config, verbose, flags), names)
+
+
+@main.command()
 @with_settings("everything", "server", "agent")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def doctor(config: str | None, verbose: bool, as_json: bool, **flags: Any) -> None:

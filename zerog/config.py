@@ -347,6 +347,7 @@ class Settings:
     base: Path
     sources: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    #: What was written for applications, by table and name; where, stands in ``sources`` under ``table.name``.
     applications_own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     config: str | None = None
 
@@ -405,7 +406,7 @@ def load(
     config = config or environment.get(f"{_PREFIX}CONFIG")
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    own: dict[str, Mapping[str, Any]] = {}
+    own: dict[str, dict[str, Any]] = {}
     for setting in SETTINGS:
         value = setting.default
         _accept(values, sources, setting, value, "default")
@@ -413,11 +414,12 @@ def load(
     if config is not None:
         base = Path(config).expanduser().resolve().parent
         own = _from_file(config, values, sources)
-    warnings = _from_environment(environment, values, sources)
+    others = _from_environment(environment, values, sources)
     for name, value in (flags or {}).items():
         if value is not None:
             _accept(values, sources, _BY_NAME[name], value, f"--{name.replace('_', '-')}")
     _check_tables(own, values["applications"], config)
+    warnings = _own_from_environment(others, own, values["applications"], sources)
     return Settings(**values, base=base, sources=sources, warnings=tuple(warnings), applications_own=own, config=config)
 
 
@@ -433,7 +435,7 @@ def _accept(values: dict[str, Any], sources: dict[str, str], setting: Setting, v
     sources[setting.name] = source
 
 
-def _from_file(config: str, values: dict[str, Any], sources: dict[str, str]) -> dict[str, Mapping[str, Any]]:
+def _from_file(config: str, values: dict[str, Any], sources: dict[str, str]) -> dict[str, dict[str, Any]]:
     try:
         with open(Path(config).expanduser(), "rb") as file:
             document = tomllib.load(file)
@@ -441,10 +443,11 @@ def _from_file(config: str, values: dict[str, Any], sources: dict[str, str]) -> 
         raise BadSetting(f"--config {config}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise BadSetting(f"{config} is no TOML: {error}") from error
-    own: dict[str, Mapping[str, Any]] = {}
+    own: dict[str, dict[str, Any]] = {}
     for name, value in document.items():
         if isinstance(value, dict):
-            own[name] = value  # the table of an application
+            own[name] = dict(value)  # the table of an application
+            sources.update({f"{name}.{key}": config for key in value})
         elif name in _BY_NAME:
             _accept(values, sources, _BY_NAME[name], value, config)
         else:
@@ -459,9 +462,36 @@ def _check_tables(own: Mapping[str, Any], applications: tuple[str, ...], config:
             raise BadSetting(f"{config}: there is no application {name!r} for this table{_suggestion(name)}")
 
 
-def _from_environment(environment: Mapping[str, str], values: dict[str, Any], sources: dict[str, str]) -> list[str]:
-    others = {"CONFIG", "DATASTORE_PASSWORD", "FAILPOINT", "STORE_FAULTS", "UP_PARENT", "SOCKETS"}
+def table_of(application: str, own: Mapping[str, Any]) -> str:
+    """Return the name of an application's table: the last part of its own, or the first if that is written."""
+    first, last = application.split(".")[0], application.rsplit(".", 1)[-1]
+    return first if first in own and last not in own else last
+
+
+def _own_from_environment(
+    others: Mapping[str, str], own: dict[str, dict[str, Any]], applications: tuple[str, ...], sources: dict[str, str]
+) -> list[str]:
+    """Take the variables that are settings of applications, ``ZEROG_INGEST_VOLUME``; warn of the others."""
+    tables = {table_of(one, own) for one in applications}
     warnings = []
+    for variable, value in others.items():
+        name = variable[len(_PREFIX) :].lower()
+        table = next((one for one in tables if name.startswith(f"{one.lower()}_")), None)
+        if table is None:
+            warnings.append(f"{variable} is no setting{_suggestion(name)}")
+            continue
+        key = name[len(table) + 1 :]
+        own.setdefault(table, {})[key] = value
+        sources[f"{table}.{key}"] = variable
+    return warnings
+
+
+def _from_environment(
+    environment: Mapping[str, str], values: dict[str, Any], sources: dict[str, str]
+) -> dict[str, str]:
+    """Take the variables that are settings; return those that are none of ZeroG's own."""
+    others = {"CONFIG", "DATASTORE_PASSWORD", "FAILPOINT", "STORE_FAULTS", "UP_PARENT", "SOCKETS"}
+    left: dict[str, str] = {}
     for variable, value in sorted(environment.items()):
         if not variable.startswith(_PREFIX) or variable[len(_PREFIX) :] in others:
             continue
@@ -469,8 +499,8 @@ def _from_environment(environment: Mapping[str, str], values: dict[str, Any], so
         if name in _BY_NAME:
             _accept(values, sources, _BY_NAME[name], value, variable)
         else:
-            warnings.append(f"{variable} is no setting{_suggestion(name)}")
-    return warnings
+            left[variable] = value
+    return left
 
 
 def _suggestion(name: str) -> str:

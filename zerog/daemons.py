@@ -15,10 +15,12 @@ import time
 from collections.abc import Sequence
 
 from zerog import bootstrap, failpoints
-from zerog.config import SETTINGS, Settings
+from zerog.agent.keeper import Keeper
+from zerog.config import Settings
 from zerog.exceptions import BadSetting, ZerogError
 from zerog.fleet import Name
 from zerog.supervisor import Supervisor
+from zerog.sweeper import Candidate
 from zerog.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -76,7 +78,7 @@ def _supervise(settings: Settings) -> int:
     supervisor = Supervisor(
         settings.processes,
         lambda number, tells: _start(
-            "server", settings, ("everything", "server"), [one.fileno() for one in sockets], tells, quiet=number > 1
+            ["server"], settings, ("everything", "server"), [one.fileno() for one in sockets], tells, quiet=number > 1
         ),
     )
     status = supervisor.run()
@@ -132,6 +134,30 @@ def run_worker(settings: Settings) -> None:
     made.name.close()
 
 
+def run_consumer(settings: Settings, names: Sequence[str]) -> None:
+    """Run consumers until a signal ends it: those for which nobody else has the lease."""
+    _follow_parent()
+    _arm()
+    parts = bootstrap.assemble(settings, min(settings.deadline, settings.lease / 10))
+    instance = f"consumer-{bootstrap.process_name()}"
+    lock = bootstrap.make_lock(settings, parts.clock, instance)
+    try:
+        hosts = bootstrap.make_hosts(settings, parts, names, Candidate(instance, lock.presence))
+        say_where(settings, parts)
+        keeper = Keeper()
+        hosts.use(keeper.environment)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: hosts.stop())
+        logger.info("follows topics: %s", ", ".join(names))
+        hosts.run()
+        keeper.close()
+    finally:
+        parts.manager.close_queue()
+        parts.store.close()
+        lock.close()
+    logger.info("consumer stopped")
+
+
 def _execute_anew(name: Name, instance: str, parent: int | None) -> None:
     """Be this very process once more, with its pid and the agent's name."""
     logger.info("agent %s executes itself anew", name.id)
@@ -172,17 +198,18 @@ def run_up(settings: Settings, arguments: Sequence[str]) -> int:
         parts.store.close()
     for end in address.bind(settings.address, settings.port):
         end.close()  # free: otherwise the agent would start before the server found out
-    server = _start("server", settings, ("everything", "server"))
-    agent = _start("worker", settings, ("everything", "agent"))
+    server = _start(["server"], settings, ("everything", "server"))
+    agent = _start(["worker"], settings, ("everything", "agent"))
+    apart = [name for name, one in parts.registry.consumers.items() if not one.consumer.in_agents]
+    others = [_start(["consumer", *apart], settings, ("everything", "agent"))] if apart else []
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: signals.append(received))
-    status = _attend({"server": server, "agent": agent}, signals)
-    return status
+    return _attend({"server": server, "agent": agent}, others, signals)
 
 
 def _start(
-    command: str,
+    command: Sequence[str],
     settings: Settings,
     groups: Sequence[str],
     sockets: Sequence[int] = (),
@@ -194,15 +221,8 @@ def _start(
     It inherits the descriptors ``sockets``, and ``tells``, into which it writes when it serves; ``quiet`` leaves it to
     others to say where store and queue are.
     """
-    environment = dict(os.environ, **{_PARENT: str(os.getpid())})
-    written = bootstrap.written_settings(settings)
-    for setting in SETTINGS:
-        if setting.group in groups and setting.name in written:
-            environment[f"ZEROG_{setting.name.upper()}"] = written[setting.name]
-    arguments = [sys.executable, "-m", "zerog", command]
-    if os.environ.get("ZEROG_CONFIG") is None and settings.config is not None:
-        arguments += ["--config", settings.config]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [bootstrap.root(), os.environ.get("PYTHONPATH")]))
+    environment = bootstrap.environment_of(settings, groups) | {_PARENT: str(os.getpid())}
+    arguments = [sys.executable, "-m", "zerog", *command]
     if sockets:
         environment[_SOCKETS] = ",".join(map(str, sockets))
     if tells is not None:
@@ -214,16 +234,23 @@ def _start(
     return subprocess.Popen(arguments, env=environment, process_group=0, pass_fds=inherited)
 
 
-def _attend(processes: dict[str, subprocess.Popen[bytes]], signals: list[int]) -> int:
-    """Pass signals on, and end the other when one of the two has ended."""
+def _attend(
+    processes: dict[str, subprocess.Popen[bytes]], others: Sequence[subprocess.Popen[bytes]], signals: list[int]
+) -> int:
+    """Pass signals on, and end the others when one of them has ended."""
     server, agent = processes["server"], processes["agent"]
     passed = 0
     unexpected = 0
-    while agent.poll() is None or server.poll() is None:
+    while any(one.poll() is None for one in (agent, server, *others)):
         if passed < len(signals):
             passed += 1
-            if agent.poll() is None:
-                agent.send_signal(signal.SIGTERM)
+            for one in (agent, *others):
+                if one.poll() is None:
+                    one.send_signal(signal.SIGTERM)
+        ended = next((one for one in others if one.poll() is not None), None)
+        if ended is not None and not signals:
+            unexpected = ended.returncode or 1
+            signals.append(signal.SIGTERM)
         if server.poll() is not None and agent.poll() is None and not signals:
             unexpected = server.returncode or 1
             signals.append(signal.SIGTERM)
@@ -231,7 +258,10 @@ def _attend(processes: dict[str, subprocess.Popen[bytes]], signals: list[int]) -
             if not signals:
                 unexpected = agent.returncode or 1
                 signals.append(signal.SIGTERM)
-                passed = len(signals)
+                continue
+            if any(one.poll() is None for one in others):
+                time.sleep(0.1)
+                continue  # what they publish is to be seen by whoever asks the server last
             server.terminate()
             try:
                 server.wait(_SERVER_PATIENCE)

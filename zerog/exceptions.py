@@ -13,7 +13,8 @@ of a problem document.  ``code`` is the stable word that programs compare.
     │   │   └── InvalidParameter         one name in the query or a header; carries ``parameter``
     │   ├── Unauthenticated 401
     │   ├── Forbidden, CrossOrigin       403
-    │   ├── UnknownResource              404, with UnknownJob, UnknownType, UnknownAgent, UnknownTopic and UnknownToken
+    │   ├── UnknownResource              404: UnknownJob, UnknownType, UnknownAgent, UnknownToken,
+    │   │                                UnknownTopic, UnknownConsumer
     │   ├── MethodNotAllowed 405, NotAcceptable 406, RequestTimeout 408
     │   ├── StateConflict                409: NotFinished, AlreadyFinished, JobFailed, JobCancelled, AgentAlive
     │   ├── PreconditionFailed 412, PreconditionRequired 428
@@ -30,7 +31,7 @@ of a problem document.  ``code`` is the stable word that programs compare.
     ├── WrongState                       a transition that the table does not have
     │   └── Superseded, NotRetryable     the attempt is not the current one; the job did not fail
     ├── CorruptDocument, NewerVersion    a stored document that cannot be read as a record
-    ├── ConfigurationError               BadSetting, BadJobType, MissingDependency
+    ├── ConfigurationError               BadSetting, BadJobType, BadConsumer, MissingDependency
     ├── ServerUnreachable                the client found no server
     └── JobError                         what a job raises to say how its attempt ends
         └── Retry, Fail
@@ -198,6 +199,12 @@ class UnknownTopic(UnknownResource):
     """There is no topic of this name, or nothing was ever published in it."""
 
     code = "unknown_topic"
+
+
+class UnknownConsumer(UnknownResource):
+    """There is no consumer of this name."""
+
+    code = "unknown_consumer"
 
 
 class UnknownAgent(UnknownResource):
@@ -499,6 +506,10 @@ class BadSetting(ConfigurationError):
 
 class BadJobType(ConfigurationError):
     """A job class cannot be registered."""
+
+
+class BadConsumer(ConfigurationError):
+    """A consumer or a topic cannot be registered."""
 
 
 class MissingDependency(ConfigurationError):

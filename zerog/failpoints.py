@@ -61,6 +61,8 @@ POINTS = {
     "sweep.mid": "the sweep has looked at a segment",
     "prune.mid": "what a job had written was removed, its record not yet",
     "log.after_number": "the number of a log's entry was taken, its entry not written",
+    "consume.before_handle": "a consumer is about to handle a message",
+    "consume.after_handle": "a consumer has handled a message, its position is not written",
     "child.mid": "a child is about to run a job's code",
 }
 

@@ -236,7 +236,13 @@ class Context:
     """All that a running job may touch."""
 
     def __init__(
-        self, reporter: Reporter, uuid: str, attempt: int, state: Any = None, parents: Sequence[str] = ()
+        self,
+        reporter: Reporter,
+        uuid: str,
+        attempt: int,
+        state: Any = None,
+        parents: Sequence[str] = (),
+        settings: Any = None,
     ) -> None:
         #: The job's UUID: stable over all attempts.
         self.uuid = uuid
@@ -244,6 +250,8 @@ class Context:
         self.attempt = attempt
         #: What ``checkpoint`` or ``Requeue(state=...)`` of this job has kept last, in whatever attempt, or None.
         self.state = state
+        #: The settings of the application that the job belongs to, or None if it has none.
+        self.settings = settings
         #: True once the job has seen that it is being cancelled.
         self.told = False
         self.opened: Output | None = None
@@ -282,7 +290,7 @@ class Context:
         return self._documents
 
     def publish(self, topic: str, value: Any) -> int:
-        """Add a message (JSON of up to 64 KiB) to a topic of the application, and return its number when it is stored.
+        """Add a message (JSON of up to 512 KiB) to a topic of the application, and return its number when it is stored.
 
         The n-th message of every attempt has the same key, by which readers know what a job that ran again has said
         before.  ``ValueError`` for a bad name of a topic, and for what is no JSON or too large.

@@ -15,7 +15,6 @@ from zerog.documents import OwnDocuments, answered_document
 from zerog.exceptions import CorruptDocument, NewerVersion, NotFound, UnknownJob, UnknownType
 from zerog.manager import Manager
 from zerog.record import JobRecord
-from zerog.topics import Topics
 
 
 def answered(manager: Manager, record: JobRecord, question: dict[str, Any]) -> dict[str, Any] | bytes:
@@ -23,8 +22,7 @@ def answered(manager: Manager, record: JobRecord, question: dict[str, Any]) -> d
     number = question["number"]
     try:
         if question["t"] == "publish":
-            topics = Topics(manager.store, manager.clock)
-            message = topics.publish(question["topic"], json.loads(question["value"]), question["key"])
+            message = manager.topics.publish(question["topic"], json.loads(question["value"]), question["key"])
             return {"t": "answer", "number": number, "published": message.number}
         if question["t"] == "document":
             documents = OwnDocuments(manager.store, manager.registry.application(record.job_type))

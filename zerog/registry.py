@@ -15,7 +15,8 @@ import pydantic
 from pydantic import BaseModel, SecretBytes, SecretStr
 
 from zerog import codec
-from zerog.exceptions import BadJobType, BadSetting, InvalidParameters, UnknownType
+from zerog.consumer import FINISHED, Consumer, Topic
+from zerog.exceptions import BadConsumer, BadJobType, BadSetting, InvalidParameters, UnknownType
 from zerog.job import Job
 from zerog.retry import Policy
 
@@ -45,11 +46,24 @@ class _Entry:
     application: str
 
 
+@dataclass(frozen=True, slots=True)
+class Follower:
+    """A consumer, and the dotted name of the application that it belongs to."""
+
+    consumer: type[Consumer]
+    application: str
+
+
 class Registry:
-    """The job types that this process knows."""
+    """The job types, the consumers and the topics that this process knows."""
 
     def __init__(self, jobs: Iterable[type[Job]] = ()) -> None:
         self._entries: dict[str, _Entry] = {}
+        #: The consumers by name, and the seconds for which messages of a topic are kept that was declared.
+        self.consumers: dict[str, Follower] = {}
+        self.topics: dict[str, float] = {}
+        #: The settings of applications that have any of their own.
+        self.settings: Mapping[str, BaseModel] = {}
         for job in jobs:
             self.register(job)
 
@@ -58,9 +72,38 @@ class Registry:
         """Import ``<application>.jobs`` of each and register every job class found there."""
         registry = cls()
         for application in applications:
-            for job in _jobs_of(_import_jobs(application)):
+            module = _import_jobs(application)
+            for job in _jobs_of(module):
                 registry.register(job, application)
+            for value in vars(module).values():
+                if isinstance(value, type) and issubclass(value, Consumer) and "name" in vars(value):
+                    registry.register_consumer(value, application)
+                elif isinstance(value, Topic):
+                    registry.declare(value)
         return registry
+
+    def register_consumer(self, consumer: type[Consumer], application: str = "") -> None:
+        """Add a consumer of an application; the same one twice is one, two of the same name are an error."""
+        consumer.check_settings()
+        known = self.consumers.get(consumer.name)
+        if known is not None and known.consumer is not consumer:
+            raise BadConsumer(
+                f"two consumers have the name {consumer.name!r}: {_name(known.consumer)} and {_name(consumer)}"
+            )
+        self.consumers.setdefault(consumer.name, Follower(consumer, application))
+
+    def declare(self, topic: Topic) -> None:
+        """Take note of how long the messages of a topic are kept; said twice, the longer time counts."""
+        self.topics[topic.name] = max(topic.retention, self.topics.get(topic.name, 0.0))
+
+    def followers(self, topic: str) -> list[str]:
+        """Return the names of the consumers that follow a topic."""
+        return [name for name, one in self.consumers.items() if topic in one.consumer.topics]
+
+    @property
+    def follows_ends(self) -> bool:
+        """Whether any consumer follows the ends of jobs."""
+        return bool(self.followers(FINISHED))
 
     def register(self, job: type[Job], application: str = "") -> None:
         """Add a job class of an application; the same one twice is one, two of the same ``job_type`` are an error."""
@@ -88,6 +131,11 @@ class Registry:
     def application(self, job_type: str) -> str:
         """Return the dotted name of the application that a job type belongs to; ``UnknownType`` if there is none."""
         return self._entry(job_type).application
+
+    def settings_of(self, job_type: str) -> BaseModel | None:
+        """Return the settings of the application that a job type belongs to, if it has any."""
+        entry = self._entries.get(job_type)
+        return self.settings.get(entry.application) if entry is not None else None
 
     def policy(self, job_type: str) -> Policy:
         """Return the retry policy of a job type; the default one for a type that nobody knows here."""
@@ -158,7 +206,7 @@ def _import_jobs(application: str) -> ModuleType:
             f"applications: {application!r} cannot be imported: there is no module {error.name!r}; an application is "
             f"a package with a module jobs, importable from the current folder or installed"
         ) from error
-    except BadJobType:
+    except (BadJobType, BadConsumer):
         raise
     except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         last = traceback.extract_tb(error.__traceback__)[-1]
@@ -174,8 +222,8 @@ def _jobs_of(module: ModuleType) -> Iterator[type[Job]]:
             yield value
 
 
-def _name(job: type[Job]) -> str:
-    return f"{job.__module__}.{job.__qualname__}"
+def _name(one: type) -> str:
+    return f"{one.__module__}.{one.__qualname__}"
 
 
 def read_body(model: type[M], body: bytes) -> M:

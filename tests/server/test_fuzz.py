@@ -15,7 +15,11 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.deployment import Deployment, deployed
+from tests.following.jobs import Apart
 from tests.speaker import Speaker
+from zerog.clock import Clock
+from zerog.consumers import Consumers
+from zerog.datastore.sqlite import SQLiteDatastore
 
 #: Requests to each operation: with ``bin/test --full`` ten thousand in all.
 EXAMPLES = 360 if os.environ.get("TESTS_FULL") else 12
@@ -127,6 +131,14 @@ def number_of_the_test(zerog: Deployment) -> str:
     return str(answer.json()["number"])
 
 
+def consumer_of_the_test(zerog: Deployment) -> str:
+    """The name of a consumer that has run and does so no more."""
+    store = SQLiteDatastore(zerog.folder / "var" / "zerog.db", "zerog", 5)
+    Consumers(store, Clock()).make(Apart, "tests.following")
+    store.close()
+    return Apart.name
+
+
 def make_meaningful(case: Any, operation: Any, zerog: Deployment, finished: str) -> None:
     """Give a case what makes it succeed: a job that exists, parameters that fit, no query that may not."""
     if "uuid" in (case.path_parameters or {}):
@@ -164,6 +176,8 @@ def make_meaningful(case: Any, operation: Any, zerog: Deployment, finished: str)
     if operation.path == "/topics/{name}":
         case.path_parameters = {"name": "fuzz"}
         assert zerog.client.post("/topics/fuzz", json="something").status_code == 201
+    if operation.path == "/consumers/{name}":
+        case.path_parameters = {"name": consumer_of_the_test(zerog)}
     if operation.path == "/counts/{key}":
         case.path_parameters = {"key": "fuzz"}
     if operation.path == "/greetings/{name}":

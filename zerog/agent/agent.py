@@ -21,6 +21,7 @@ from typing import Any
 from zerog import failpoints
 from zerog.agent.attempt import Terms
 from zerog.agent.commands import Commands
+from zerog.agent.consumers import Hosts
 from zerog.agent.errands import Aside, AtOnce
 from zerog.agent.family import adopt_orphans, end_orphans
 from zerog.agent.flights import Flights
@@ -66,8 +67,8 @@ class Agent:
 
     ``slots`` jobs run at once.  ``superior`` is whom it tells that it lives, as ``registration`` and what is added to
     it, and who tells it what to do.  ``rounds`` makes the thread of the chores, of those that come first and of those
-    that come after all others.  ``drain`` is the seconds that running jobs get after the first signal.  ``run`` must be
-    called in the main thread.
+    that come after all others.  ``drain`` is the seconds that running jobs get after the first signal.  It runs
+    ``consumers`` beside jobs.  ``run`` must be called in the main thread.
     """
 
     def __init__(
@@ -84,8 +85,10 @@ class Agent:
         rounds: MakeRounds,
         usage: Usage | None = None,
         drain: float = 60.0,
+        consumers: Hosts | None = None,
     ) -> None:
         self._manager = manager
+        self._consumers = consumers
         self._clock = clock
         self._terms = terms
         self._program = program
@@ -137,6 +140,10 @@ class Agent:
         self._keeper = Keeper()
         adopt_orphans()  # after the keeper, which is to be nobody's child
         self._chores.start()
+        if self._consumers is not None:
+            self._consumers.use(self._keeper.environment)
+            self._consumers.wanted = lambda: not self._signals and self._rest_until is None
+            self._consumers.start()
         self._terms.statistics.start()
         logger.info(
             "agent %s serves %s with %d slots", self._terms.agent, ", ".join(self._terms.job_types), len(self._slots)
@@ -283,6 +290,8 @@ class Agent:
             slot.say_ended()
         if self._manager.ended_parents:
             self._chores.hurry("release")
+        if isinstance(self._manager, Manager) and self._manager.ends_untold:
+            self._chores.hurry("ends")
         if looking:
             self._look(now)
 
@@ -771,7 +780,12 @@ class Agent:
         child.close()
         self._keeper.remove(child.pid)
         # The children adopt what their jobs have orphaned; of one that is gone it comes here.
-        end_orphans({one.pid for one in (*(slot.child for slot in self._slots), *self._spares) if one is not None})
+        known = {one.pid for one in (*(slot.child for slot in self._slots), *self._spares) if one is not None}
+        if self._consumers is None:
+            end_orphans(known)
+            return
+        with self._consumers.starting:
+            end_orphans(known | self._consumers.pids)
 
     # The end
 
@@ -827,6 +841,8 @@ class Agent:
 
     def _close(self) -> None:
         self._chores.stop()
+        if self._consumers is not None:
+            self._consumers.stop()
         for slot in self._slots:
             if slot.child is not None:
                 self._close_child(slot.child)
@@ -836,6 +852,8 @@ class Agent:
         self._commands.close()
         for child in self._spares:
             self._close_child(child)
+        if self._consumers is not None:
+            self._consumers.join(self._terms.grace + 3.0)
         self._keeper.close()
         if self._flights is not None:
             self._flights.close()

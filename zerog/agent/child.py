@@ -17,12 +17,14 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 from zerog import failpoints
 from zerog.agent.executor import FLUSHER, Executor, PipeReporter
 from zerog.agent.family import adopt_orphans
 from zerog.agent.pipe import BrokenPipe, ChildPipe
+from zerog.own_settings import read_own
 from zerog.registry import Registry
 
 _PR_SET_PDEATHSIG = 1
@@ -52,6 +54,7 @@ def _serve(pipe: ChildPipe) -> None:
     _set_up(hello)
     failpoints.arm(os.environ.get(failpoints.VARIABLE), only=("child.mid",))
     registry = Registry.from_applications(hello["applications"])
+    registry.settings = read_own(hello["applications"], hello["own"], Path(hello["base"]), {})
     executor = Executor(registry, pipe, PipeReporter(pipe), hello["maxResult"])
     surroundings = Surroundings.now()
     pipe.send({"t": "ready"})

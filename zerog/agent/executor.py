@@ -304,7 +304,12 @@ class Executor:
         """Run one attempt and return its outcome."""
         session = self.reporter.session()
         context = Context(
-            session, message["uuid"], message["attempt"], message.get("state"), message.get("parents", ())
+            session,
+            message["uuid"],
+            message["attempt"],
+            message.get("state"),
+            message.get("parents", ()),
+            self.registry.settings_of(message["jobType"]),
         )
         outcome = self._outcome(message, context, session)
         self.reporter.end_session()

@@ -9,8 +9,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from zerog.agent.family import family_of
 from zerog.agent.pipe import AgentPipe
@@ -28,6 +29,9 @@ class Program:
 
     applications: Sequence[str]
     max_result: int
+    #: What was written for applications, and the folder from which relative paths in it count.
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    base: str = ""
 
 
 class Child:
@@ -73,6 +77,8 @@ class Child:
                 "pythonPath": python_path,
                 "applications": list(program.applications),
                 "maxResult": program.max_result,
+                "own": program.own,
+                "base": program.base,
             }
         )
 

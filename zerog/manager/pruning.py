@@ -10,12 +10,14 @@ from typing import Any
 
 from zerog import codec, failpoints
 from zerog.clock import from_iso
+from zerog.consumer import FINISHED
 from zerog.datastore.base import Entry
 from zerog.exceptions import Conflict, CorruptDocument, NotFound
 from zerog.manager.records import Held
 from zerog.manager.waiting import Waiting
 from zerog.notes import Notes, notes_key
 from zerog.record import JobRecord, to_document
+from zerog.topics import log_of, message_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +56,9 @@ class Pruning(Waiting):
 
         ``after`` is where an earlier call stopped.  ``job_type`` spares all others; ``older_than``, in seconds, stands
         for the retention.  A job for which others wait is never removed.  What a crash leaves half removed goes later.
-        At the end of the log ``tidy`` and ``trim`` are due.
+        At the end of the log ``tidy`` and ``trim`` are due.  What a consumer of ``finished`` is still to hear of stays.
         """
+        needed = self.consumers.upto(FINISHED, self.registry.followers(FINISHED))
         entries = self.store.read("finished", after=after, limit=_PAGE)
         now = self.clock.now()
         shortest = older_than if older_than is not None else self.shortest_retention()
@@ -64,6 +67,8 @@ class Pruning(Waiting):
         position: int | None = None
         for entry in entries:
             members = _members(entry)
+            if needed is not None and entry.number > needed:
+                break  # somebody is still to hear of it
             if "at" in members and from_iso(members["at"]) > now - shortest + _SLACK:
                 break
             position = entry.number
@@ -163,6 +168,23 @@ class Pruning(Waiting):
             except CorruptDocument as error:
                 logger.warning("agent %s cannot be forgotten: %s", one.id, error)
         return position
+
+    def prune_topic(self, topic: str, after: int = 0) -> int | None:
+        """Remove messages of a declared topic that are older than its retention and behind all its consumers.
+
+        Looks at one page, from where an earlier call stopped; returns where to go on, or None.
+        """
+        needed = self.consumers.upto(topic, self.registry.followers(topic))
+        entries = self.topics.entries(topic, after, _PAGE)
+        oldest = self.clock.now() - self.registry.topics[topic]
+        upto = None
+        for entry in entries:
+            if (needed is not None and entry.number > needed) or message_of(topic, entry).at > oldest:
+                break
+            upto = entry.number
+        if upto is not None:
+            self.store.trim(log_of(topic), upto)
+        return upto if len(entries) == _PAGE and upto == entries[-1].number else None
 
     def trim(self) -> None:
         """Remove what lies before the first entry of each log, and give freed room back to the disk."""

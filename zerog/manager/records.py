@@ -14,6 +14,8 @@ from typing import TypeVar
 
 from zerog import codec, failpoints
 from zerog.clock import Clock, to_iso
+from zerog.consumer import FINISHED
+from zerog.consumers import Consumers
 from zerog.datastore.base import Datastore
 from zerog.exceptions import (
     AlreadyExists,
@@ -33,6 +35,7 @@ from zerog.needs import NOTHING, Needs
 from zerog.queue.base import Put, Queue, TubeStats
 from zerog.record import JobRecord, State, from_document, to_document
 from zerog.registry import Registry
+from zerog.topics import Topics
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +103,10 @@ class Records:
         self.ended_parents: deque[tuple[str, float]] = deque()
         #: Records that were lost, or not: the store did not say, or not that the error was left.
         self.doubtful: deque[JobRecord] = deque(maxlen=_DOUBTFUL)
+        #: Whether jobs have ended of which their consumers were not told yet.
+        self.ends_untold = False
+        self.topics = Topics(store, clock, self.wake)
+        self.consumers = Consumers(store, clock)
 
     # Names in the store and the queue
 
@@ -111,6 +118,10 @@ class Records:
     def agent_tube(self, agent: str) -> str:
         """Return the tube in which an agent hears what it is to do at once."""
         return f"{self.service}.agent.{agent}"
+
+    def consumer_tube(self, consumer: str) -> str:
+        """Return the tube in which a consumer hears that there is something in one of its topics."""
+        return f"{self.service}.topic.{consumer}"
 
     @staticmethod
     def key(uuid: str) -> str:
@@ -185,6 +196,8 @@ class Records:
         """Replace the very version ``held``; ``updatedAt`` moves only if something that clients watch did."""
         if visible(record) != visible(held.record):
             record = record.evolve(updated_at=self.clock.now())
+        if record.terminal and self.registry.follows_ends:
+            self.ends_untold = True
         if record.children and record.terminal:
             self.ended_parents.append((record.uuid, self.clock.monotonic() + _RELEASE_WITHIN))
         cas = self.store.replace(self.key(record.uuid), to_document(record), held.cas)
@@ -264,6 +277,24 @@ class Records:
         living = [agent for agent in agents if self.fleet.hears_queue(agent)]
         if living and not self.queue_away:
             self._put([Put(self.agent_tube(agent), body, ttr=self.lease) for agent in living])
+
+    def wake(self, topic: str) -> None:
+        """Make the consumers of a topic look at once: they would do so within a second anyway."""
+        for name in self.registry.followers(topic):
+            if self.queue_away:
+                return
+            tube = self.consumer_tube(name)
+            try:
+                if not self.queue.stats(tube).ready:  # one is enough, also when nobody has come for it
+                    self.queue.put(Put(tube, b"look", ttr=self.lease))
+            except QueueError as error:
+                self.say_queue_away(error)
+
+    def tell_of_ends(self) -> None:
+        """Wake those that follow the ends of jobs, if there were any."""
+        if self.ends_untold:
+            self.ends_untold = False
+            self.wake(FINISHED)
 
     def say_queue_away(self, error: QueueError, entries: int = 0) -> None:
         """Leave puts to the sweep until the queue answers a probe; ``entries`` are those that were to be put now."""

@@ -7,6 +7,7 @@ import logging
 import uuid as uuids
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from zerog import codec, failpoints
 from zerog.exceptions import (
@@ -107,6 +108,21 @@ class Submitting(Waiting):
         if isinstance(done, ZerogError):
             raise done
         return done
+
+    def run(
+        self,
+        job_type: str,
+        parameters: Mapping[str, Any],
+        key: str | None = None,
+        principal: str = "",
+        uuid: str | None = None,
+    ) -> JobRecord:
+        """Check parameters, store a job and return its record; with a ``uuid``, or a ``key``, that one was made for
+        before the job that there is, or ``IdempotencyKeyReused`` if it is another one."""
+        checked = self.registry.validate(job_type, codec.canonical(parameters))
+        if uuid is not None:
+            key = uuid
+        return self.submit(Submission(job_type, checked, key=key, principal=principal, fixed=uuid)).record
 
     def check_key(self, submission: Submission) -> bool:
         """Return whether the key of a submission has made this job before; ``IdempotencyKeyReused`` for another one."""

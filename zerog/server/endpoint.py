@@ -288,14 +288,16 @@ class Endpoint:
         """Return the parameters in the query of a method, those of applications too."""
         return self.query_parameters(method)
 
-    def run(self, job_type: str, parameters: Mapping[str, Any], key: str | None = None) -> JobRecord:
-        """Submit a job for whoever asks; returns its record.  Waits for the store: not for coroutines.
+    def run(
+        self, job_type: str, parameters: Mapping[str, Any], key: str | None = None, uuid: str | None = None
+    ) -> JobRecord:
+        """Submit a job for whoever asks; returns its record, or that of the job that has the ``uuid`` already.  Waits
+        for the store: not for coroutines.
 
         ``Forbidden`` if the token does not allow jobs of this type.
         """
         self.check_may_run(job_type)
-        checked = self.services.registry.validate(job_type, codec.canonical(parameters))
-        return self.manager.submit(Submission(job_type, checked, key=key, principal=self.principal)).record
+        return self.manager.run(job_type, parameters, key, self.principal, uuid)
 
     def check_may_run(self, job_type: str) -> None:
         """Raise ``Forbidden`` for a job type that the token does not allow."""
@@ -329,12 +331,21 @@ class Endpoint:
     @property
     def topics(self) -> Topics:
         """The topics of applications."""
-        return Topics(self.manager.store, self.services.clock)
+        return self.manager.topics
 
     @property
     def documents(self) -> Documents:
         """The documents of the application that this endpoint belongs to."""
-        return OwnDocuments(self.manager.store, type(self).__module__.removesuffix(".endpoints"))
+        return OwnDocuments(self.manager.store, self._application)
+
+    @property
+    def settings(self) -> Any:
+        """The settings of the application that this endpoint belongs to, or None if it has none."""
+        return self.services.registry.settings.get(self._application)
+
+    @property
+    def _application(self) -> str:
+        return type(self).__module__.removesuffix(".endpoints")
 
     @property
     def limited(self) -> bool:

@@ -79,6 +79,26 @@ _EXCEPTION = _object(
 )
 
 
+_CONSUMER = _object(
+    {
+        "name": _TEXT,
+        "application": _TEXT,
+        "holder": _nullable("string"),
+        "topics": {
+            "type": "array",
+            "items": _object(
+                {"name": _TEXT, "position": _COUNT, "newest": _COUNT, "behind": _COUNT, "aside": _COUNT, "href": _HREF}
+            ),
+        },
+        "handled": _COUNT,
+        "deadLetters": _COUNT,
+        "lastError": _nullable("string"),
+        "updatedAt": _nullable("string"),
+        "href": _HREF,
+    }
+)
+
+
 def of_agents() -> dict[str, Any]:
     """Return the schemas by name."""
     command = _object(_COMMAND, *_OPTIONAL)
@@ -112,6 +132,8 @@ def of_agents() -> dict[str, Any]:
         "Assignment": _object(given),
         "Assignments": _page(_object(held)),
         "Messages": _page(_object({"number": _COUNT, "at": _TIME, "value": {}})),
+        "Consumer": _CONSUMER,
+        "Consumers": _page(_CONSUMER),
         "Published": _object({"number": _COUNT, "href": _HREF}),
         "EndedAttempts": _page(_object(ended)),
         "AgentException": _EXCEPTION,

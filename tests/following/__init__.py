@@ -1,0 +1,1 @@
+"""An application of the tests with consumers and settings of its own."""
