@@ -24,7 +24,7 @@ ROWS = {
     "zerog.datastore.faulty": 5, "zerog.datastore.memcached": 5, "zerog.queue.sqlite": 5, "zerog.queue.beanstalkd": 5,
     "zerog.server": 6, "zerog.agent": 6,
     "zerog.bootstrap": 7,
-    "zerog.cli": 8, "zerog.console": 8, "zerog.daemons": 8, "zerog.consuming": 8, "zerog.supervisor": 8, "zerog.doctor": 8, "zerog.chaos": 8, "zerog.__main__": 8,
+    "zerog.cli": 8, "zerog.commands": 8, "zerog.console": 8, "zerog.daemons": 8, "zerog.consuming": 8, "zerog.supervisor": 8, "zerog.doctor": 8, "zerog.chaos": 8, "zerog.__main__": 8,
 }  # fmt: skip
 #: Modules that stand beside the rows, with what of zerog they may import.
 BESIDE = {
@@ -36,6 +36,7 @@ BESIDE = {
         "zerog.client",
         "zerog.consumer",
         "zerog.exceptions",
+        "zerog.failpoints",
         "zerog.job",
         "zerog.outcome",
         "zerog.own_settings",

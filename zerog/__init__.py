@@ -33,9 +33,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zerog import commands
     from zerog.client import Client
     from zerog.consumer import Consumer, Entry, Topic
     from zerog.exceptions import AlreadyExists, Conflict, Fail, NotFound, Retry, SoftTimeLimit
+    from zerog.failpoints import hit_own as failpoint
     from zerog.job import Context, Job
     from zerog.outcome import Requeued as Requeue
     from zerog.outcome import Succeeded
@@ -63,6 +65,8 @@ __all__ = [
     "Succeeded",
     "Topic",
     "__version__",
+    "commands",
+    "failpoint",
 ]
 
 _PLACES = {
@@ -82,11 +86,14 @@ _PLACES = {
     "Seconds": ("zerog.own_settings", "Seconds"),
     "SoftTimeLimit": ("zerog.exceptions", "SoftTimeLimit"),
     "Succeeded": ("zerog.outcome", "Succeeded"),
+    "failpoint": ("zerog.failpoints", "hit_own"),
     "Topic": ("zerog.consumer", "Topic"),
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "commands":
+        return importlib.import_module("zerog.commands")
     try:
         module, attribute = _PLACES[name]
     except KeyError:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import json
 import logging
-import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -20,87 +19,46 @@ import click
 import zerog
 from zerog import config
 from zerog.client import Api
-from zerog.codec import printable
-from zerog.config import SETTINGS, Settings
+from zerog.commands import Group, load, make_client, over_http, with_settings
 from zerog.console import AGENT_TITLES, EXIT, agent_row, as_values, follow_to_end, print_rows, safe, show_live
 from zerog.exceptions import ConfigurationError, ServerUnreachable, ZerogError
 
 _EXIT_REFUSED = 4
 #: Seconds between two looks at an agent that is waited for, and for which its server is waited for meanwhile.
 _LOOK_EVERY, _FOLLOWED = 0.2, 60.0
-#: Seconds for which a command tries to reach its server; one that follows a job has more.
-_PATIENCE = 1.0
-#: Where ``--ca`` waits until a command makes its client.
-_CA = "zerog.ca"
 
 
-class _Formatter(logging.Formatter):
-    """One line a record, control characters escaped; a traceback follows on lines of its own."""
+class _Main(Group):
+    """ZeroG's own commands, and those of applications that are installed: entry points of the group zerog.commands."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        stamp = f"{_to_local(int(record.created))},{int(record.msecs):03d}"
-        line = printable(f"{stamp} {record.levelname} {record.name} {record.getMessage()}", 4000)
-        return line + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted({*super().list_commands(context), *_of_applications()})
 
-
-@lru_cache(maxsize=16)  # a busy agent writes thousands of lines a second
-def _to_local(second: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-
-
-def set_up_logging(verbose: bool = False) -> None:
-    """Log to stderr."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter())
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
-    # What the format does not show need not be found out; the logging documentation names these switches.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None
-    logging.getLogger("tornado.general").setLevel(logging.ERROR)
-
-
-class _Group(click.Group):
-    """A group that suggests the command that was probably meant."""
-
-    def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        own = super().get_command(context, name)
+        if own is not None or name not in _of_applications():
+            return own
         try:
-            return super().resolve_command(context, arguments)
-        except click.UsageError as error:
-            close = difflib.get_close_matches(arguments[0], self.list_commands(context), n=1)
-            if not close:
-                raise
-            raise click.UsageError(f"{error.message} Did you mean {close[0]!r}?", context) from error
+            found = _of_applications()[name].load()
+        except Exception as error:  # whatever the module does when it is imported
+            raise click.ClickException(
+                f"the command {name} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(found, click.Command):
+            raise click.ClickException(f"the command {name} cannot be loaded: it is no click command")
+        return found
 
 
-def with_settings(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the flags of these groups of the table of settings."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for setting in reversed(SETTINGS):
-            if setting.group not in groups:
-                continue
-            flag = f"--{setting.name.replace('_', '-')}"
-            default = "none" if setting.default is None else str(setting.default)
-            if isinstance(setting.default, bool):
-                option = click.option(flag, setting.name, is_flag=True, default=None, help=setting.help)
-            else:
-                option = click.option(flag, setting.name, metavar="VALUE", help=f"{setting.help}  [default: {default}]")
-            function = option(function)
-        function = click.option("--verbose", is_flag=True, help="log every request and step")(function)
-        return click.option("--config", metavar="FILE", help="TOML file with settings (or ZEROG_CONFIG)")(function)
-
-    return decorate
+@lru_cache(maxsize=1)
+def _of_applications() -> dict[str, EntryPoint]:
+    """Return the commands of applications by name; of two with one name the first one found."""
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group="zerog.commands"):
+        found.setdefault(point.name, point)
+    return found
 
 
-def _load(config_file: str | None, verbose: bool, flags: dict[str, Any]) -> Settings:
-    set_up_logging(verbose)
-    settings = config.load(config_file, flags)
-    for warning in () if "ZEROG_UP_PARENT" in os.environ else settings.warnings:
-        logging.getLogger(__name__).warning("%s", warning)
-    return settings
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(zerog.__version__, prog_name="zerog")
 def main() -> None:
     """ZeroG runs long Python work behind HTTP.
@@ -118,7 +76,7 @@ def up(config: str | None, verbose: bool, **flags: Any) -> None:
     """Start a server and an agent: everything that is needed."""
     from zerog.daemons import run_up
 
-    sys.exit(run_up(_load(config, verbose, flags), sys.argv[2:]))
+    sys.exit(run_up(load(config, verbose, flags)))
 
 
 @main.command()
@@ -127,7 +85,7 @@ def server(config: str | None, verbose: bool, **flags: Any) -> None:
     """Start the HTTP server."""
     from zerog.daemons import run_server
 
-    run_server(_load(config, verbose, flags))
+    run_server(load(config, verbose, flags))
 
 
 @main.command()
@@ -138,7 +96,7 @@ def worker(config: str | None, verbose: bool, **flags: Any) -> None:
     """Start an agent: the daemon that runs jobs.  SIGTERM drains it, a second one stops it now."""
     from zerog.daemons import run_worker
 
-    run_worker(_load(config, verbose, flags))
+    run_worker(load(config, verbose, flags))
 
 
 @main.command()
@@ -148,7 +106,7 @@ def consumer(names: tuple[str, ...], config: str | None, verbose: bool, **flags:
     """Run consumers of topics, by name: those that agents do not run, or any.  SIGTERM ends it in order."""
     from zerog.daemons import run_consumer
 
-    run_consumer(_load(config, verbose, flags), names)
+    run_consumer(load(config, verbose, flags), names)
 
 
 @main.command()
@@ -158,7 +116,7 @@ def doctor(config: str | None, verbose: bool, as_json: bool, **flags: Any) -> No
     """Check settings, store and queue, and say what is unsafe."""
     from zerog.doctor import examine
 
-    settings = _load(config, verbose, flags)
+    settings = load(config, verbose, flags)
     logging.getLogger().setLevel(logging.ERROR)
     findings = examine(settings)
     if as_json:
@@ -227,7 +185,7 @@ def chaos(document: str | None, as_json: bool, **wanted: Any) -> None:
     sys.exit(1 if not all(report.clean for report in reports) else 0)
 
 
-@main.group(cls=_Group)
+@main.group(cls=Group)
 def token() -> None:
     """Tokens: made, listed and revoked in the store itself, by whoever can reach it."""
 
@@ -238,7 +196,7 @@ def _tokens(config_file: str | None, verbose: bool, flags: dict[str, Any]) -> tu
     from zerog.clock import Clock
     from zerog.tokens import Tokens
 
-    settings = _load(config_file, verbose, flags)
+    settings = load(config_file, verbose, flags)
     store = open_store(settings, settings.deadline)
     return Tokens(store, Clock()), store
 
@@ -296,28 +254,6 @@ def token_revoke(token_id: str, config: str | None, verbose: bool, **flags: Any)
 # Commands over HTTP
 
 
-def over_http(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command a client and ``--json``."""
-    function = click.option("--json", "as_json", is_flag=True, help="print JSON")(function)
-    function = click.option(
-        "--ca",
-        metavar="FILE",
-        expose_value=False,
-        help="PEM file with the certificates to trust  [ZEROG_CA]",
-        callback=lambda context, _, value: context.meta.update({_CA: value}),
-    )(function)
-    function = click.option("--token", metavar="TOKEN", help="token to send  [ZEROG_TOKEN]")(function)
-    return click.option("--server", metavar="URL", help="server to talk to  [ZEROG_SERVER, http://127.0.0.1:8888]")(
-        function
-    )
-
-
-def _client(server: str | None, token: str | None) -> Api:
-    ca = click.get_current_context().meta.get(_CA)
-    settings = config.load(None, {"server": server, "token": token, "ca": ca})
-    return Api(settings.server, settings.token, settings.ca, _PATIENCE)
-
-
 @main.command()
 @click.argument("job_type", metavar="TYPE")
 @click.argument("values", nargs=-1, metavar="[NAME=VALUE]...")
@@ -343,7 +279,7 @@ def run(
 
     Exit status: 0 succeeded, 1 failed, 2 refused parameters, 3 cancelled, 4 no server, 130 after Ctrl-C.
     """
-    client = _client(server, token)
+    client = make_client(server, token)
     schema = client.type(job_type)["schema"]
     view = client.submit(
         job_type,
@@ -363,7 +299,7 @@ def _say_accepted(client: Api, view: dict[str, Any], wait: bool, as_json: bool) 
     click.echo(json.dumps(view) if as_json else view["uuid"])
 
 
-@main.group(cls=_Group, invoke_without_command=True)
+@main.group(cls=Group, invoke_without_command=True)
 @click.option("--type", "job_type", help="only jobs of this type")
 @click.option("--state", help="only jobs in this state")
 @click.option("--limit", default=20, show_default=True, help="how many")
@@ -381,7 +317,7 @@ def jobs(
     """List jobs, newest first; or do something to many."""
     if context.invoked_subcommand is not None:
         return
-    items = list(_client(server, token).jobs(job_type, state, limit))
+    items = list(make_client(server, token).jobs(job_type, state, limit))
     if as_json:
         click.echo(json.dumps(items))
         return
@@ -398,7 +334,7 @@ def jobs(
 @over_http
 def jobs_retry(job_type: str, state: str, limit: int, as_json: bool, server: str | None, token: str | None) -> None:
     """Try the newest jobs of a type that failed, or were cancelled, again: each once, as a new one."""
-    items = _client(server, token).retry_many(job_type, state, limit)
+    items = make_client(server, token).retry_many(job_type, state, limit)
     if as_json:
         click.echo(json.dumps(items))
     else:
@@ -417,7 +353,7 @@ def jobs_prune(job_type: str | None, older_than: str, as_json: bool, server: str
         seconds = config.read_seconds(older_than)
     except ValueError as error:
         raise click.BadParameter(f"it must be {error}", param_hint="--older-than") from error
-    removed = _client(server, token).prune(seconds, job_type)
+    removed = make_client(server, token).prune(seconds, job_type)
     click.echo(json.dumps({"pruned": removed}) if as_json else f"{removed} jobs removed")
 
 
@@ -425,7 +361,7 @@ def _uuid_of(reference: dict[str, str]) -> str:
     return reference["href"].rsplit("/", 1)[-1]
 
 
-@main.group(cls=_Group)
+@main.group(cls=Group)
 def job() -> None:
     """Look at one job, fetch its data, cancel it."""
 
@@ -435,7 +371,7 @@ def job() -> None:
 @over_http
 def job_show(uuid: str, as_json: bool, server: str | None, token: str | None) -> None:
     """Show the whole record."""
-    _print_view(_client(server, token).job(uuid), as_json)
+    _print_view(make_client(server, token).job(uuid), as_json)
 
 
 @job.command("info")
@@ -443,7 +379,7 @@ def job_show(uuid: str, as_json: bool, server: str | None, token: str | None) ->
 @over_http
 def job_info(uuid: str, as_json: bool, server: str | None, token: str | None) -> None:
     """Show progress and what happened so far."""
-    _print_view(_client(server, token).info(uuid), as_json)
+    _print_view(make_client(server, token).info(uuid), as_json)
 
 
 @job.command("data")
@@ -452,7 +388,7 @@ def job_info(uuid: str, as_json: bool, server: str | None, token: str | None) ->
 @over_http
 def job_data(uuid: str, output: str | None, as_json: bool, server: str | None, token: str | None) -> None:
     """Fetch the data of a job that has succeeded."""
-    client = _client(server, token)
+    client = make_client(server, token)
     view = client.progress(uuid)
     if view["state"] != "succeeded":
         why = f": {safe(view['message'])}" if view["message"] else ""
@@ -473,7 +409,7 @@ def job_data(uuid: str, output: str | None, as_json: bool, server: str | None, t
 @over_http
 def job_events(uuid: str, level: str | None, as_json: bool, server: str | None, token: str | None) -> None:
     """Show all that a job said."""
-    for entry in _client(server, token).events(uuid, level):
+    for entry in make_client(server, token).events(uuid, level):
         if as_json:
             click.echo(json.dumps(entry))
         else:
@@ -485,7 +421,7 @@ def job_events(uuid: str, level: str | None, as_json: bool, server: str | None, 
 @over_http
 def job_explain(uuid: str, as_json: bool, server: str | None, token: str | None) -> None:
     """Say why a job is not done."""
-    view = _client(server, token).explain(uuid)
+    view = make_client(server, token).explain(uuid)
     told = view["reason"] != "paused" or view["at"] in view["message"]
     who = "" if told else f" (by {view['by']} at {view['at']})"
     click.echo(json.dumps(view) if as_json else f"{view['reason']}: {safe(view['message'])}{who}")
@@ -496,7 +432,7 @@ def job_explain(uuid: str, as_json: bool, server: str | None, token: str | None)
 @over_http
 def job_cancel(uuid: str, as_json: bool, server: str | None, token: str | None) -> None:
     """Cancel a job."""
-    view = _client(server, token).cancel(uuid)
+    view = make_client(server, token).cancel(uuid)
     click.echo(json.dumps(view) if as_json else "cancelling" if view["cancelling"] else view["state"])
 
 
@@ -509,7 +445,7 @@ def job_retry(
     uuid: str, values: tuple[str, ...], wait: bool, as_json: bool, server: str | None, token: str | None
 ) -> None:
     """Try a failed or cancelled job again, as a new one; with values these are its parameters, all of them."""
-    client = _client(server, token)
+    client = make_client(server, token)
     parameters = None
     if values:
         parameters = as_values(values, client.type(client.progress(uuid)["jobType"])["schema"])
@@ -521,7 +457,7 @@ def job_retry(
 @over_http
 def types(job_type: str | None, as_json: bool, server: str | None, token: str | None) -> None:
     """List the job types, or show one with its parameters and the curl that runs it."""
-    client = _client(server, token)
+    client = make_client(server, token)
     if job_type is not None:
         view = client.type(job_type)
         if as_json:
@@ -541,14 +477,14 @@ def types(job_type: str | None, as_json: bool, server: str | None, token: str | 
     print_rows(("TYPE", "WHAT IT DOES"), [(i["jobType"], i["description"].split("\n")[0]) for i in items])
 
 
-@main.group(cls=_Group, invoke_without_command=True)
+@main.group(cls=Group, invoke_without_command=True)
 @over_http
 @click.pass_context
 def queue(context: click.Context, as_json: bool, server: str | None, token: str | None) -> None:
     """Show the queue of every job type; or hold one back."""
     if context.invoked_subcommand is not None:
         return
-    items = [{name: one[name] for name in ("jobType", "queue", "paused")} for one in _client(server, token).types()]
+    items = [{name: one[name] for name in ("jobType", "queue", "paused")} for one in make_client(server, token).types()]
     if as_json:
         click.echo(json.dumps(items))
         return
@@ -574,7 +510,7 @@ def queue(context: click.Context, as_json: bool, server: str | None, token: str 
 @over_http
 def queue_pause(job_type: str, message: str | None, as_json: bool, server: str | None, token: str | None) -> None:
     """Hold back the queued jobs of a type; its running jobs go on, and submits are accepted."""
-    view = _client(server, token).pause(job_type, message)
+    view = make_client(server, token).pause(job_type, message)
     click.echo(json.dumps(view) if as_json else f"{job_type} is paused by {view['paused']['by']}")
 
 
@@ -583,7 +519,7 @@ def queue_pause(job_type: str, message: str | None, as_json: bool, server: str |
 @over_http
 def queue_resume(job_type: str, as_json: bool, server: str | None, token: str | None) -> None:
     """Let the jobs of a type run again."""
-    view = _client(server, token).resume(job_type)
+    view = make_client(server, token).resume(job_type)
     click.echo(json.dumps(view) if as_json else f"{job_type} is not paused")
 
 
@@ -600,7 +536,7 @@ def list_agents(
     state: str | None, job_type: str | None, once: bool, as_json: bool, server: str | None, token: str | None
 ) -> None:
     """Show the agents: what they do, have and use.  On a terminal until Ctrl-C."""
-    client = _client(server, token)
+    client = make_client(server, token)
     if as_json:
         click.echo(json.dumps(client.agents(state, job_type)))
     elif once or not sys.stdout.isatty():
@@ -609,7 +545,7 @@ def list_agents(
         show_live(lambda: [agent_row(one) for one in client.agents(state, job_type)], AGENT_TITLES)
 
 
-@main.group("agent", cls=_Group)
+@main.group("agent", cls=Group)
 def one_agent() -> None:
     """Look at one agent, and tell it what to do."""
 
@@ -619,7 +555,7 @@ def one_agent() -> None:
 @over_http
 def agent_show(name: str, as_json: bool, server: str | None, token: str | None) -> None:
     """Show all that is known of an agent."""
-    _print_view(_client(server, token).agent(name), as_json)
+    _print_view(make_client(server, token).agent(name), as_json)
 
 
 @one_agent.command("jobs")
@@ -627,7 +563,7 @@ def agent_show(name: str, as_json: bool, server: str | None, token: str | None) 
 @over_http
 def agent_jobs(name: str, as_json: bool, server: str | None, token: str | None) -> None:
     """Show what an agent runs now."""
-    items = _client(server, token).assignments(name)
+    items = make_client(server, token).assignments(name)
     if as_json:
         click.echo(json.dumps(items))
         return
@@ -642,7 +578,7 @@ def _tell(name: str, summary: str, reached: Sequence[str] = ()) -> None:
     @click.option("--wait", is_flag=True, help="wait until it has")
     @over_http
     def command(agent: str, wait: bool, as_json: bool, server: str | None, token: str | None) -> None:
-        client = _client(server, token)
+        client = make_client(server, token)
         before = client.agent(agent)["instance"]
         view = client.command(agent, name)
         if wait:
@@ -697,7 +633,7 @@ def agent_limits(
                 raise click.BadParameter(f"it must be {error}", param_hint=f"--{name}") from error
     if not limits:
         raise click.UsageError("give --ram, or --cpus, or both")
-    view = _client(server, token).command(agent, "setLimits", limits=limits)
+    view = make_client(server, token).command(agent, "setLimits", limits=limits)
     click.echo(json.dumps(view) if as_json else f"limits: {view['state']}")
 
 
@@ -707,7 +643,7 @@ def agent_limits(
 @over_http
 def agent_cancel(agent: str, uuid: str, as_json: bool, server: str | None, token: str | None) -> None:
     """Cancel a job that runs on an agent."""
-    view = _client(server, token).command(agent, "cancel", uuid=uuid)
+    view = make_client(server, token).command(agent, "cancel", uuid=uuid)
     click.echo(json.dumps(view) if as_json else f"cancel: {view['state']}")
 
 
@@ -716,7 +652,7 @@ def agent_cancel(agent: str, uuid: str, as_json: bool, server: str | None, token
 @over_http
 def agent_forget(agent: str, as_json: bool, server: str | None, token: str | None) -> None:
     """Forget an agent; what it runs is given back, and goes on elsewhere."""
-    _client(server, token).forget_agent(agent)
+    make_client(server, token).forget_agent(agent)
     click.echo(json.dumps({"forgotten": agent}) if as_json else f"{agent} is forgotten")
 
 

@@ -400,8 +400,14 @@ def load(
     config: str | None = None,
     flags: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
+    application: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Read the settings; ``BadSetting`` names the first wrong one, its source, and what would be right."""
+    """Read the settings; ``BadSetting`` names the first wrong one, its source, and what would be right.
+
+    An ``application`` is added to the others, or stands alone where nothing was said of any; ``defaults`` stand for
+    ZeroG's own.
+    """
     environment = os.environ if environment is None else environment
     config = config or environment.get(f"{_PREFIX}CONFIG")
     values: dict[str, Any] = {}
@@ -418,9 +424,22 @@ def load(
     for name, value in (flags or {}).items():
         if value is not None:
             _accept(values, sources, _BY_NAME[name], value, f"--{name.replace('_', '-')}")
+    _of_command(values, sources, application, defaults or {})
     _check_tables(own, values["applications"], config)
     warnings = _own_from_environment(others, own, values["applications"], sources)
     return Settings(**values, base=base, sources=sources, warnings=tuple(warnings), applications_own=own, config=config)
+
+
+def _of_command(
+    values: dict[str, Any], sources: dict[str, str], application: str | None, defaults: Mapping[str, Any]
+) -> None:
+    """Take what a command of an application says; it reaches the processes that are started, as flags do."""
+    for name, value in defaults.items():
+        if sources[name] == "default":
+            _accept(values, sources, _BY_NAME[name], value, f"--{name.replace('_', '-')}")
+    if application is not None and application not in values["applications"]:
+        said = values["applications"] if sources["applications"] != "default" else ()
+        _accept(values, sources, _BY_NAME["applications"], (*said, application), "--applications")
 
 
 def _accept(values: dict[str, Any], sources: dict[str, str], setting: Setting, value: Any, source: str) -> None:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from zerog import bootstrap, config, failpoints
 from zerog.agent.consumers import PAGE
 from zerog.bootstrap import Parts
-from zerog.cli import set_up_logging
+from zerog.commands import set_up_logging
 from zerog.consumer import Services
 from zerog.consumers import LeaseLost
 from zerog.documents import OwnDocuments

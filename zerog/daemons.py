@@ -185,8 +185,8 @@ def say_where(settings: Settings, parts: bootstrap.Parts) -> None:
         logger.warning("%s", warning)
 
 
-def run_up(settings: Settings, arguments: Sequence[str]) -> int:
-    """Run a server and an agent as two processes; drain the agent before the server stops."""
+def run_up(settings: Settings) -> int:
+    """Run a server, an agent and the consumers that agents do not run, each as a process; the server stops last."""
     from zerog.server import address
 
     parts = bootstrap.assemble(settings)

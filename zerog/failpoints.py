@@ -66,6 +66,9 @@ POINTS = {
     "child.mid": "a child is about to run a job's code",
 }
 
+#: What the points of applications begin with: ``zerog.failpoint("ingest.after_spool")`` is ``own.ingest.after_spool``.
+OWN = "own."
+
 _RULE = re.compile(
     r"(?P<point>[a-z_.]+)=(?P<action>kill|raise|applied|not_applied|pause:(?P<seconds>[0-9]+(\.[0-9]+)?))"
     r"(@(?P<hit>[1-9][0-9]*))?"
@@ -99,7 +102,7 @@ def arm(text: str | None, only: Collection[str] | None = None) -> list[str]:
         if match is None:
             raise BadSetting(f"{VARIABLE}: {part!r} is not point=kill|raise|pause:SECONDS|applied|not_applied[@n]")
         point, action = match["point"], match["action"].partition(":")[0]
-        if point not in POINTS:
+        if point not in POINTS and not point.startswith(OWN):
             raise BadSetting(f"{VARIABLE}: there is no point {point!r}")
         if (action in ("applied", "not_applied")) != point.endswith("_ambiguous"):
             raise BadSetting(f"{VARIABLE}: {action} is not possible at {point}")
@@ -119,6 +122,11 @@ def hit(point: str, error: Callable[[str], ZerogError] | None = None) -> None:
     if action == "raise":
         text = f"fail point {point}"
         raise error(text) if error is not None else FailpointHit(text)
+
+
+def hit_own(point: str) -> None:
+    """Come past a point of an application."""
+    hit(OWN + point)
 
 
 def ambiguous(point: str, call: Callable[[], T], error: Callable[[str], ZerogError]) -> T:

@@ -16,7 +16,7 @@ from zerog.manager.pruning import Pruned, Pruning
 from zerog.manager.reading import Page, Reading
 from zerog.manager.records import Held
 from zerog.manager.running import Claimant, Claimed, Drop, GiveBack, Missing, Running, Verdict
-from zerog.manager.submitting import Options, Submission, Submitted, check_retryable
+from zerog.manager.submitting import Options, Submission, Submitted, check_retryable, uuid_of
 
 __all__ = [
     "BatchItem",
@@ -35,6 +35,7 @@ __all__ = [
     "Submitted",
     "Verdict",
     "check_retryable",
+    "uuid_of",
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -179,6 +180,14 @@ class Reading(Records):
             yield (result.inline or "").encode()[start:stop]
         else:
             yield from read_blob(self.store, result.blob, start, stop)
+
+    def value(self, record: JobRecord) -> Any:
+        """Return what a job returned; ``ValueError`` if its data are no JSON, None if it has none."""
+        if record.result is None:
+            return None
+        if record.result.media_type != "application/json":
+            raise ValueError(f"the data of job {record.uuid} are {record.result.media_type}")
+        return json.loads(b"".join(self.open_data(record.result, 0, record.result.size)))
 
     # Queues and cursors
 

@@ -2,6 +2,6 @@
 
 from zerog.clock import to_iso as iso
 from zerog.exceptions import Problem
-from zerog.server.endpoint import Answer, Endpoint, Parameter, RunParameter, header
+from zerog.server.endpoint import Answer, Endpoint, Parameter, RunParameter, header, invalid
 
-__all__ = ["Answer", "Endpoint", "Parameter", "Problem", "RunParameter", "header", "iso"]
+__all__ = ["Answer", "Endpoint", "Parameter", "Problem", "RunParameter", "header", "invalid", "iso"]

@@ -21,8 +21,10 @@ Applications have endpoints too: every subclass with a ``url`` in ``<application
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+import uuid as uuids
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -37,8 +39,8 @@ from zerog.asked import Documents
 from zerog.attempts import Report, Settlement
 from zerog.clock import Clock
 from zerog.documents import OwnDocuments
-from zerog.exceptions import Forbidden, InvalidParameter, UnknownJob, ZerogError
-from zerog.manager import Manager, Submission, Submitted
+from zerog.exceptions import Forbidden, InvalidParameter, InvalidParameters, UnknownJob, ZerogError
+from zerog.manager import Manager, Submission, Submitted, uuid_of
 from zerog.master import Master
 from zerog.record import JobRecord
 from zerog.registry import Registry, read_body
@@ -316,6 +318,19 @@ class Endpoint:
             raise InvalidParameter("Idempotency-Key", "it must be 1 to 255 visible ASCII characters")
         return key
 
+    def keyed_uuid(self, scope: str) -> str:
+        """Return the UUID for what a request makes: the same for the same Idempotency-Key of the same principal.
+
+        ``scope`` tells what may have been made with one key in different places.
+        """
+        key = self.idempotency_key()
+        return str(uuids.uuid4()) if key is None else uuid_of(self.principal, f"{self._application}:{scope}:{key}")
+
+    @staticmethod
+    def fingerprint(value: Any) -> str:
+        """Return a digest of JSON, by which it is known whether a key was used for something else."""
+        return hashlib.sha256(codec.canonical(value)).hexdigest()
+
     async def begin(self) -> None:
         """Prepare for a body that comes a piece at a time; called after ``find``, before the first piece."""
 
@@ -390,6 +405,11 @@ class Endpoint:
 def header(name: str, description: str) -> Parameter:
     """Return a header that a method heeds, for its description."""
     return Parameter(name, str, {"type": "string"}, description)
+
+
+def invalid(pointer: str, code: str, detail: str) -> InvalidParameters:
+    """Return the error for a fault in a body that the model does not find: 422 with its JSON pointer."""
+    return InvalidParameters([{"pointer": pointer, "code": code, "detail": detail}])
 
 
 WAIT = header("Prefer", "wait=N waits up to N seconds, at most 60, before it answers; wait alone for 60")
