@@ -10,7 +10,7 @@ from zerog.server.applications import endpoints
 from zerog.server.problems import problems
 from zerog.server.routes import ENDPOINTS, pattern
 
-_ALL = (*ENDPOINTS, *endpoints(["tests", "workers.pipeline"]))
+_ALL = (*ENDPOINTS, *endpoints(["tests", "workers.pipeline", "workers.processing"]))
 _ROUTES = [(re.compile(pattern(endpoint.url)), endpoint) for endpoint in _ALL]
 
 

@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from tests.deployment import Deployment
-from tests.services import Beanstalkd, wait_until
+from tests.services import Beanstalkd
+from zerog.chaos.site import until
 
 PAIRS = [("sqlite", "sqlite"), ("couchbase", "beanstalkd")]
 
@@ -63,7 +64,10 @@ def lines(zerog: Deployment, topic: str = "readings") -> list[str]:
 
 
 def wait_for(zerog: Deployment, what: Callable[[], Any], text: str, seconds: float = 20.0) -> Any:
-    return wait_until(what, seconds, f"{text}; agent:\n{zerog.log()[-3000:]}")
+    try:
+        return until(what, seconds, text)
+    except TimeoutError as error:
+        pytest.fail(f"{error}; agent:\n{zerog.log()[-5000:]}")
 
 
 def dead(zerog: Deployment, number: int, topic: str = "readings") -> dict[str, Any] | None:

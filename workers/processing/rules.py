@@ -137,7 +137,7 @@ class Requests:
             if said is None:
                 self._intend(request_id, id)
                 said = clock.monotonic()
-            self._put(id, document)
+            document = self._put(id, document)
             zerog.failpoint("processing.after_execution")
             if clock.monotonic() - said > _STALE:  # whoever looks after it may have come and gone
                 self._intend(request_id, id)
@@ -151,15 +151,18 @@ class Requests:
             return self._begun(changed, document)
         raise Refused("active_execution", "too many executions of this request are made at once")
 
-    def _put(self, id: str, document: Mapping[str, Any]) -> None:
-        """Store an execution that is not active yet; one of an earlier try with other content is replaced."""
+    def _put(self, id: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Store an execution that is not active yet and return it, or what an earlier try has stored of the same."""
         documents = self.ground.documents
         try:
             documents.insert(_execution(id), document)
         except zerog.AlreadyExists:
+            known: dict[str, Any]
             known, cas = documents.get(_execution(id))
-            if known["fingerprint"] != document["fingerprint"]:
-                documents.replace(_execution(id), document, cas)
+            if known["fingerprint"] == document["fingerprint"]:
+                return known
+            documents.replace(_execution(id), document, cas)
+        return document
 
     def _begun(self, request: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
         self._submit(request["id"], document)
