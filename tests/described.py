@@ -10,7 +10,7 @@ from zerog.server.applications import endpoints
 from zerog.server.problems import problems
 from zerog.server.routes import ENDPOINTS, pattern
 
-_ALL = (*ENDPOINTS, *endpoints(["tests", "workers.pipeline", "workers.processing"]))
+_ALL = (*ENDPOINTS, *endpoints(["tests", "workers.pipeline", "workers.processing", "workers.ingest"]))
 _ROUTES = [(re.compile(pattern(endpoint.url)), endpoint) for endpoint in _ALL]
 
 

@@ -36,7 +36,17 @@ if TYPE_CHECKING:
     from zerog import commands
     from zerog.client import Client
     from zerog.consumer import Consumer, Entry, Topic
-    from zerog.exceptions import AlreadyExists, Conflict, Fail, NotFound, Retry, SoftTimeLimit
+    from zerog.exceptions import (
+        AlreadyExists,
+        Conflict,
+        Fail,
+        NotFound,
+        NotRetryable,
+        Retry,
+        SoftTimeLimit,
+        UnknownJob,
+        ZerogError,
+    )
     from zerog.failpoints import hit_own as failpoint
     from zerog.job import Context, Job
     from zerog.outcome import Requeued as Requeue
@@ -57,6 +67,7 @@ __all__ = [
     "Fail",
     "Job",
     "NotFound",
+    "NotRetryable",
     "Parent",
     "Requeue",
     "Retry",
@@ -64,6 +75,8 @@ __all__ = [
     "SoftTimeLimit",
     "Succeeded",
     "Topic",
+    "UnknownJob",
+    "ZerogError",
     "__version__",
     "commands",
     "failpoint",
@@ -80,6 +93,7 @@ _PLACES = {
     "Fail": ("zerog.exceptions", "Fail"),
     "Job": ("zerog.job", "Job"),
     "NotFound": ("zerog.exceptions", "NotFound"),
+    "NotRetryable": ("zerog.exceptions", "NotRetryable"),
     "Parent": ("zerog.parents", "Parent"),
     "Requeue": ("zerog.outcome", "Requeued"),
     "Retry": ("zerog.exceptions", "Retry"),
@@ -88,6 +102,8 @@ _PLACES = {
     "Succeeded": ("zerog.outcome", "Succeeded"),
     "failpoint": ("zerog.failpoints", "hit_own"),
     "Topic": ("zerog.consumer", "Topic"),
+    "UnknownJob": ("zerog.exceptions", "UnknownJob"),
+    "ZerogError": ("zerog.exceptions", "ZerogError"),
 }
 
 

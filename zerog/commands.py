@@ -175,6 +175,14 @@ def opened(application: str, config: str | None, flags: Mapping[str, Any], verbo
         parts.store.close()
 
 
+def examined(settings: Settings) -> list[dict[str, str]]:
+    """Return what ``zerog doctor`` finds: ``{level, what, text}``, where the level is ok, warning or broken."""
+    from zerog.doctor import examine
+
+    logging.getLogger().setLevel(logging.ERROR)
+    return [one.view() for one in examine(settings)]
+
+
 def run_up(settings: Settings) -> None:
     """Start a server, an agent and the consumers that agents do not run, and end with them."""
     from zerog.daemons import run_up as up

@@ -102,6 +102,8 @@ class Consumer:
     max_crashes: ClassVar[int] = 3
     #: Seconds that ``handle`` may take for one message; then its process is ended, which counts as a crash.
     time_limit: ClassVar[float] = 300.0
+    #: Seconds between two calls of ``chore``, by the process that has the consumer; None for none.
+    chore_every: ClassVar[float | None] = None
     #: Where messages go that cannot be handled.
     dead_letters: ClassVar[str] = "dead-letters"
 
@@ -111,6 +113,9 @@ class Consumer:
     def handle(self, entry: Entry) -> None:
         """Deal with one message."""
         raise NotImplementedError
+
+    def chore(self) -> None:
+        """Do what is to be done now and then; what it raises is logged, and it is called again."""
 
     @property
     def manager(self) -> Manager:
@@ -145,6 +150,7 @@ class Consumer:
             ("max_errors", _is_count(cls.max_errors), "an integer from 1 to 1,000"),
             ("max_crashes", _is_count(cls.max_crashes), "an integer from 1 to 1,000"),
             ("time_limit", _is_time(cls.time_limit), "seconds, more than 0"),
+            ("chore_every", cls.chore_every is None or _is_time(cls.chore_every), "None, or seconds, more than 0"),
             ("dead_letters", is_topic(cls.dead_letters) and cls.dead_letters != FINISHED, "the name of a topic"),
         ):
             if not right:

@@ -132,6 +132,7 @@ def _feed(feed: Feed, bell: _Bell, stop: threading.Event, parts: Parts) -> None:
     while not stop.is_set():
         try:
             more = feed.turn()
+            feed.do_chore()
             if away:
                 away = False
                 logger.info("store back")

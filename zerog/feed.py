@@ -69,6 +69,7 @@ class Feed:
         self._keys: dict[str, OrderedDict[str, int]] = {topic: OrderedDict() for topic in consumer.topics}
         self._record = self._written = ConsumerRecord(consumer.name)
         self._written_at = 0.0
+        self._chore_at = 0.0
 
     def turn(self) -> bool:
         """Handle what there is, a page of each topic; return whether there may be more.
@@ -91,9 +92,24 @@ class Feed:
         return more
 
     def within(self) -> float:
-        """Return after how many seconds something that was put aside is due; infinite if nothing was."""
-        due = [one.due for some in self._record.aside.values() for one in some]
-        return max(0.0, min(due) - self._clock.now()) if due else float("inf")
+        """Return after how many seconds something is due that nothing will announce; infinite if nothing is."""
+        due = [one.due - self._clock.now() for some in self._record.aside.values() for one in some]
+        if type(self._consumer).chore_every is not None:
+            due.append(self._chore_at - self._clock.monotonic())
+        return max(0.0, min(due, default=float("inf")))
+
+    def do_chore(self) -> None:
+        """Call the consumer's chore if it is time for it."""
+        every = type(self._consumer).chore_every
+        if every is None or self._clock.monotonic() < self._chore_at:
+            return
+        self._chore_at = self._clock.monotonic() + every
+        try:
+            self._consumer.chore()
+        except (DatastoreError, QueueError):
+            raise
+        except Exception:  # a defect in it must not end the messages
+            logger.exception("the chore of the consumer %s failed", self._consumer.name)
 
     def _pass(self, topic: str, raw: base.Entry) -> None:
         """Deal with the next message of a topic and move past it."""

@@ -243,9 +243,12 @@ class Context:
         state: Any = None,
         parents: Sequence[str] = (),
         settings: Any = None,
+        number: int = 0,
     ) -> None:
         #: The job's UUID: stable over all attempts.
         self.uuid = uuid
+        #: The job's number among all jobs, as in its record.
+        self.number = number
         #: Number of this attempt: it only grows, so writes outside can be fenced with it.
         self.attempt = attempt
         #: What ``checkpoint`` or ``Requeue(state=...)`` of this job has kept last, in whatever attempt, or None.

@@ -786,7 +786,7 @@ class Assigned(Reservation):
         return JobRecord(
             uuid=view["uuid"],
             job_type=view["jobType"],
-            number=0,
+            number=view.get("number", 0),  # a server of an older version does not say it
             parameters=view["parameters"],
             created_at=now,
             updated_at=now,

@@ -329,6 +329,7 @@ def given(record: JobRecord, lease: float) -> dict[str, Any]:
         "job": {"href": job_href(record.uuid)},
         "uuid": record.uuid,
         "attempt": record.attempt,
+        "number": record.number,
         "jobType": record.job_type,
         "parameters": record.parameters,
         "limits": record.needs.members(),

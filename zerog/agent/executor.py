@@ -310,6 +310,7 @@ class Executor:
             message.get("state"),
             message.get("parents", ()),
             self.registry.settings_of(message["jobType"]),
+            message.get("jobNumber", 0),
         )
         outcome = self._outcome(message, context, session)
         self.reporter.end_session()

@@ -326,6 +326,7 @@ class Slot:
                 "t": "run",
                 "uuid": record.uuid,
                 "attempt": record.attempt,
+                "jobNumber": record.number,
                 "jobType": record.job_type,
                 "parameters": record.parameters,
                 "state": record.job_state,

@@ -14,7 +14,8 @@ import re
 import ssl
 import time
 import uuid as uuids
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -296,6 +297,33 @@ class Api:
         if not str(headers.get("Content-Type", "")).startswith("application/json"):
             raise NotFound(f"there is no JSON at {href}")
         return json.loads(content)
+
+    def upload(
+        self, path: str, pieces: Callable[[], Iterable[bytes]], size: int, media_type: str, key: str | None = None
+    ) -> Any:
+        """Send ``size`` bytes, which ``pieces`` gives from the start each time, and return the JSON of the answer.
+
+        The same ``key`` sends them once; what was broken off is sent again from the start.
+        """
+        headers = {**self._headers(None, {"Idempotency-Key": _key(key)}), "Content-Type": media_type}
+        headers["Content-Length"] = str(size)
+        patience = _Patience(self.patience)
+        while True:
+            connection = self._connection()
+            try:
+                # A server that refuses it answers before it has read everything: what it says is the reason.
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    connection.request("POST", self._parts.path + path, pieces(), headers)
+                response = connection.getresponse()
+                content = response.read()
+            except (OSError, http.client.HTTPException) as error:
+                patience.lost(self.url, error)
+                continue
+            finally:
+                connection.close()
+            if response.status < 400:
+                return json.loads(content)
+            patience.wait(response, _error(response.status, content))
 
     def _json(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None

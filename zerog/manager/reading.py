@@ -58,6 +58,15 @@ class Reading(Records):
             document = self.store.get(self.key(uuid))
             return shown_damaged(uuid, document.body, error)
 
+    def by_number(self, number: int) -> JobRecord:
+        """Return the job that has a number; ``UnknownJob`` if none has."""
+        for entry in self.store.read("jobs", after=number - 1, limit=1) if 0 < number < 2**53 else ():
+            if entry.number == number:
+                record = self.get(str(codec.loads(entry.body)["uuid"]))
+                if record.number == number:
+                    return record
+        raise UnknownJob(f"there is no job with the number {number}")
+
     def get_many(self, uuids: Sequence[str]) -> dict[str, JobRecord]:
         """Return those of the records that exist, by UUID."""
         return {uuid: held.record for uuid, held in self.read_many(uuids).items()}

@@ -43,6 +43,18 @@ class Retrying(Submitting):
             verdicts.append((uuid, one if isinstance(one, ZerogError) else one.record))
         return verdicts
 
+    def retry(self, record: JobRecord) -> JobRecord:
+        """Try a failed or cancelled job again, once: as a new one, which is what a second call returns.
+
+        ``NotRetryable`` for a job that is not over, or has succeeded.
+        """
+        return self.submit(self._submission(record)).record
+
+    def successor(self, uuid: str) -> JobRecord | None:
+        """Return the job that tries another one again, if ``retry`` or ``retry_many`` has made one."""
+        found = self.read_many([self._retry_of(uuid)]).get(self._retry_of(uuid))
+        return found.record if found is not None else None
+
     def again(
         self, record: JobRecord, parameters: Parameters, key: str | None = None, parents: tuple[str, ...] = ()
     ) -> Submission:

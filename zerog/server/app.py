@@ -145,6 +145,9 @@ class Server:
         """Do what waits for the store, before the event loop begins."""
         with suppress(DatastoreError):  # otherwise everybody is refused until it answers
             self._tokens.look()
+        for endpoint in self._options.endpoints:
+            settings = self.services.registry.settings.get(endpoint.__module__.removesuffix(".endpoints"))
+            endpoint.serving(settings)
 
     def application(self) -> tornado.web.Application:
         """Return the Tornado application."""
@@ -185,7 +188,7 @@ class Server:
         """End the connections whose bodies do not arrive; one look a second costs less than a timer a request."""
         now = self.services.clock.monotonic()
         for door, since in list(self.services.arriving.items()):
-            if now - since > _BODY_SECONDS:
+            if now - since > (door.body_idle or _BODY_SECONDS):
                 door.close_stream()
         self._reaper = asyncio.get_running_loop().call_later(1.0, self._reap)
 

@@ -298,6 +298,11 @@ class Door(tornado.web.RequestHandler):
             await self._refuse_half_read(error)
         self._services.arriving[self] = self._services.clock.monotonic()
 
+    @property
+    def body_idle(self) -> float | None:
+        """Seconds without a byte of the body after which it is given up, if the endpoint says so."""
+        return self._found.body_idle if self._found is not None else None
+
     async def _abandon(self) -> None:
         """Leave nothing of a body that does not come whole."""
         found, self._found = self._found, None

@@ -235,6 +235,8 @@ class Endpoint:
     #: Methods whose bodies come a piece at a time, of any size and media type: ``begin``, ``receive`` for each piece,
     #: then the method; or ``abandon`` when it does not come whole.
     streamed: ClassVar[tuple[str, ...]] = ()
+    #: Seconds without a byte after which such a body counts as broken off; may be set in ``begin``.
+    body_idle: float | None = None
     #: The role that a token needs, or roles of which it needs one; without, read for GET and operate for the rest.
     role: ClassVar[str | Mapping[str, str | tuple[str, ...]] | None] = None
     #: Whether anybody may ask, also where tokens are on.
@@ -330,6 +332,10 @@ class Endpoint:
     def fingerprint(value: Any) -> str:
         """Return a digest of JSON, by which it is known whether a key was used for something else."""
         return hashlib.sha256(codec.canonical(value)).hexdigest()
+
+    @classmethod
+    def serving(cls, settings: Any) -> None:
+        """Make ready when a server starts; ``settings`` are those of the application.  Called before any request."""
 
     async def begin(self) -> None:
         """Prepare for a body that comes a piece at a time; called after ``find``, before the first piece."""

@@ -114,6 +114,7 @@ def of_agents() -> dict[str, Any]:
     given = {
         **attempt,
         "job": _REFERENCE,
+        "number": _COUNT,
         "jobType": _TEXT,
         "parameters": {"type": "object"},
         "limits": NEEDS,

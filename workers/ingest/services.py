@@ -1,0 +1,357 @@
+"""Archive, metadata store, policy and ids: each a small interface with a local form and one over HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlencode
+
+import zerog
+from workers.ingest.metadata import Listed, Metadata
+from workers.ingest.settings import Settings
+from workers.ingest.volume import Staged, Volume
+
+#: Seconds of one request, and how often it is tried.
+_TIMEOUT, _TRIES = 10.0, 3
+#: Bytes that are handed on in one go, characters of a piece of metadata in the store, and bytes of an answer.
+PIECE, _TEXT, _ANSWER = 1024 * 1024, 200_000, 16 * 1024 * 1024
+
+
+#: Gives the bytes of a file, from the start each time.
+Pieces = Callable[[], Iterator[bytes]]
+
+
+class ServiceError(Exception):
+    """A service did not do what was asked of it, in three tries."""
+
+
+class Refused(Exception):
+    """The policy refuses the bundle."""
+
+
+class Ids(Protocol):
+    """Who gives ids to files."""
+
+    def take(self, count: int) -> int:
+        """Return the first of ``count`` ids that nobody else gets."""
+
+
+class Policy(Protocol):
+    """Who says whether a user may ingest something."""
+
+    def check(self, metadata: Metadata, user: str) -> None:
+        """Return if the user may; ``Refused`` says why not."""
+
+
+class Archive(Protocol):
+    """Where files go.  What is not committed never was there."""
+
+    def put(self, id: int, listed: Listed, pieces: Pieces) -> None:
+        """Take the bytes of a file; ``pieces`` gives them, from the start each time."""
+
+    def move(self, id: int, listed: Listed, pieces: Pieces) -> None:
+        """Take a file that lies elsewhere, and leave it there."""
+
+    def commit(self, job_id: int) -> None:
+        """Let everything be there."""
+
+    def roll_back(self) -> None:
+        """Take back all that this attempt has put, committed or not."""
+
+
+class MetadataStore(Protocol):
+    """Where metadata go."""
+
+    def put(self, uuid: str, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the metadata of a job; the same once more changes nothing."""
+
+
+# Local forms
+
+
+class CountedIds:
+    """Ids from a counter in the datastore."""
+
+    def __init__(self, documents: Any) -> None:
+        self._documents = documents
+
+    def take(self, count: int) -> int:
+        """Return the first of ``count`` ids that nobody else gets."""
+        while True:
+            try:
+                value, cas = self._documents.get("ids")
+                self._documents.replace("ids", {"next": value["next"] + count}, cas)
+                return int(value["next"])
+            except zerog.NotFound:
+                try:
+                    self._documents.insert("ids", {"next": 1})
+                except zerog.AlreadyExists:
+                    continue
+            except zerog.Conflict:
+                continue
+
+
+class Rules:
+    """Rules in a file: a JSON list of ``{user, project, allow}``, of which the first that fits decides."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def check(self, metadata: Metadata, user: str) -> None:
+        """Return if the user may; a member that a rule does not have fits everything, and no rule allows."""
+        try:
+            rules = json.loads(self._path.read_text())
+            found = next(
+                (
+                    rule["allow"]
+                    for rule in rules
+                    if rule.get("user", user) == user and str(rule.get("project", metadata.project)) == metadata.project
+                ),
+                True,
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ServiceError(f"the rules of the policy cannot be read: {type(error).__name__}: {error}") from error
+        if found is not True:
+            raise Refused(f"the rules do not allow {user} to ingest for the project {metadata.project}")
+
+
+class Anybody:
+    """The policy where none is set."""
+
+    def check(self, metadata: Metadata, user: str) -> None:
+        """Return: everybody may."""
+
+
+class LocalArchive:
+    """The archive on the volume."""
+
+    def __init__(self, volume: Volume, uuid: str, attempt: int) -> None:
+        self._volume = volume
+        self._staged: Staged | None = None
+        self._name = (uuid, attempt)
+
+    def put(self, id: int, listed: Listed, pieces: Pieces) -> None:
+        """Write a file into the folder of this attempt."""
+        if self._staged is None:
+            self._staged = self._volume.stage(*self._name)
+        with self._staged.create(listed.path) as descriptor:
+            for piece in pieces():
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+
+    move = put
+
+    def commit(self, job_id: int) -> None:
+        """Let the folder appear in the archive."""
+        self._staged = self._staged or self._volume.stage(*self._name)
+        self._staged.commit(job_id)
+
+    def roll_back(self) -> None:
+        """Remove the folder of this attempt, wherever it is by now."""
+        if self._staged is not None:
+            self._staged.roll_back()
+
+
+class KeptMetadata:
+    """Metadata as documents in the datastore, in pieces."""
+
+    def __init__(self, documents: Any) -> None:
+        self._documents = documents
+
+    def put(self, uuid: str, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Write the pieces, then the document that says how many there are."""
+        text = json.dumps(entries, ensure_ascii=False)
+        pieces = [text[start : start + _TEXT] for start in range(0, len(text), _TEXT)]
+        for number, piece in enumerate(pieces):
+            write(self._documents, f"metadata:{uuid}:{number}", piece)
+        write(self._documents, f"metadata:{uuid}", {"pieces": len(pieces)})
+
+    def get(self, uuid: str) -> list[dict[str, Any]]:
+        """Return what was written; ``NotFound`` if nothing was."""
+        count = self._documents.get(f"metadata:{uuid}")[0]["pieces"]
+        text = "".join(self._documents.get(f"metadata:{uuid}:{number}")[0] for number in range(count))
+        found: list[dict[str, Any]] = json.loads(text)
+        return found
+
+    def remove(self, uuid: str) -> None:
+        """Remove what was written, if anything was."""
+        try:
+            count = self._documents.get(f"metadata:{uuid}")[0]["pieces"]
+            for key in (f"metadata:{uuid}", *(f"metadata:{uuid}:{number}" for number in range(count))):
+                self._documents.remove(key)
+        except zerog.NotFound:
+            return
+
+
+def write(documents: Any, key: str, value: Any) -> None:
+    """Write a document whatever stands there."""
+    while True:
+        try:
+            documents.insert(key, value)
+            return
+        except zerog.AlreadyExists:
+            try:
+                documents.replace(key, value, documents.get(key)[1])
+                return
+            except (zerog.Conflict, zerog.NotFound):
+                continue
+
+
+# Forms over HTTP
+
+
+class HTTPIds:
+    """A service that gives ids: ``GET ?range=N&mode=file`` answers ``{startIndex}``."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def take(self, count: int) -> int:
+        """Return the first of ``count`` ids."""
+        _, content = asked("GET", f"{self._url}?{urlencode({'range': count, 'mode': 'file'})}")
+        try:
+            return int(json.loads(content)["startIndex"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServiceError(f"{self._url} gave no startIndex: {error}") from error
+
+
+class HTTPPolicy:
+    """A policy service: ``POST`` of the metadata answers ``{"status": "success"}`` if the user may."""
+
+    def __init__(self, url: str, user_header: str) -> None:
+        self._url = url
+        self._header = user_header
+
+    def check(self, metadata: Metadata, user: str) -> None:
+        """Return if the service allows it."""
+        headers = {"Content-Type": "application/json", self._header: user}
+        body = json.dumps(metadata.entries).encode()
+        status, content = asked("POST", self._url, lambda: iter([body]), len(body), headers, refusals=True)
+        try:
+            answer = json.loads(content)
+        except ValueError:
+            answer = None
+        if status == 200 and isinstance(answer, dict) and answer.get("status") == "success":
+            return
+        said = answer.get("message") if isinstance(answer, dict) else None
+        raise Refused(str(said) if said else f"the policy service answered {status}")
+
+
+class HTTPArchive:
+    """An archive service: ``PUT``, ``PATCH`` and ``DELETE /{_id}``."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        self._put: list[int] = []
+
+    def put(self, id: int, listed: Listed, pieces: Pieces) -> None:
+        """Send a file."""
+        self._put.append(id)
+        headers = {"Content-Type": "application/octet-stream"}
+        asked("PUT", f"{self._url}/{id}", pieces, listed.size, headers)
+
+    def move(self, id: int, listed: Listed, pieces: Pieces) -> None:
+        """Tell the service where the file lies."""
+        self._put.append(id)
+        body = json.dumps({"path": listed.source}).encode()
+        asked("PATCH", f"{self._url}/{id}", lambda: iter([body]), len(body), {"Content-Type": "application/json"})
+
+    def commit(self, job_id: int) -> None:
+        """Return: what is sent is there."""
+
+    def roll_back(self) -> None:
+        """Remove what was sent."""
+        for id in self._put:
+            self.remove(id)
+
+    def remove(self, id: int) -> None:
+        """Remove a file, if it is there."""
+        asked("DELETE", f"{self._url}/{id}", missing=True)
+
+
+class HTTPMetadata:
+    """A metadata service: ``PUT`` of the list, with the ids."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def put(self, uuid: str, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Send the metadata."""
+        body = json.dumps(entries).encode()
+        asked("PUT", self._url, lambda: iter([body]), len(body), {"Content-Type": "application/json"})
+
+
+def asked(
+    method: str,
+    url: str,
+    body: Callable[[], Iterator[bytes]] | None = None,
+    size: int = 0,
+    headers: Mapping[str, str] | None = None,
+    refusals: bool = False,
+    missing: bool = False,
+) -> tuple[int, bytes]:
+    """Ask a service, three times at most, and return its status and its answer; ``ServiceError`` after that.
+
+    With ``refusals`` a status of 4xx is an answer too, with ``missing`` 404 and 410 are.
+    """
+    why = ""
+    for _ in range(_TRIES):
+        request = urllib.request.Request(url, method=method, headers=dict(headers or {}))
+        if body is not None:
+            request.data = body()
+            request.add_header("Content-Length", str(size))
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+                return answer.status, answer.read(_ANSWER)
+        except urllib.error.HTTPError as error:
+            with error:
+                content = error.read(_ANSWER)
+            if (refusals and error.code < 500) or (missing and error.code in (404, 410)):
+                return error.code, content
+            why = f"it answered {error.code}: {content[:200].decode('utf-8', 'replace')}"
+        except (OSError, http.client.HTTPException) as error:
+            why = str(error) or type(error).__name__
+    raise ServiceError(f"{method} {url}: {why}")
+
+
+def ids_of(settings: Settings, documents: Any) -> Ids:
+    """Return who gives ids."""
+    return HTTPIds(settings.ids) if settings.ids is not None else CountedIds(documents)
+
+
+def policy_of(settings: Settings) -> Policy:
+    """Return the policy."""
+    if settings.policy is None:
+        return Anybody()
+    if settings.policy.startswith(("http://", "https://")):
+        return HTTPPolicy(settings.policy, settings.user_header)
+    return Rules(Path(settings.policy))
+
+
+def archive_of(settings: Settings, uuid: str, attempt: int) -> Archive:
+    """Return the archive, as one attempt has it."""
+    if settings.archive is not None:
+        return HTTPArchive(settings.archive)
+    return LocalArchive(Volume(settings.volume), uuid, attempt)
+
+
+def withdraw(settings: Settings, uuid: str, job_id: int, ids: Sequence[int]) -> None:
+    """Take out of the archive what any attempt of a job has put there."""
+    if settings.archive is None:
+        Volume(settings.volume).withdraw(job_id, uuid)
+        return
+    archive = HTTPArchive(settings.archive)
+    for id in ids:
+        archive.remove(id)
+
+
+def metadata_of(settings: Settings, documents: Any) -> MetadataStore:
+    """Return the metadata store."""
+    return HTTPMetadata(settings.metadata) if settings.metadata is not None else KeptMetadata(documents)
