@@ -25,7 +25,8 @@ _GATHERED = 1024 * 1024
 #: Bytes of JSON above which it is looked at in a process of its own: reading it would hold up all other requests.
 _LARGE = 256 * 1024
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: The disk, the quota, or what one file may have.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 REUSED = (422, "idempotency_key_reused")
 KEY = zerog.server.header("Idempotency-Key", "the same bundle of the same user once more is ingested once")
