@@ -147,7 +147,7 @@ BAD_TARS: dict[str, tuple[bytes, str]] = {
     "size that is none": (_raw(_put(124, b"zzzzzzzzzzz\0")), "size cannot be read"),
     "negative size": (_raw(_put(124, b"\xff" * 12)), "size cannot be read"),
     "size beyond the end": (_raw(_put(124, b"77777777777\0")), "cut short"),
-    "mode that is none": (_raw(_put(100, b"rwxr-xr\0")), "mode cannot be read"),
+    "mode that is none": (_raw(_put(100, b"rwxr-xr\0")), "should be a number"),
     "wrong checksum": (GOOD[:148] + b"0000000\0" + GOOD[156:], "checksum"),
     "compressed": (gzip.compress(GOOD), "gzip"),
     "compressed twice": (gzip.compress(gzip.compress(GOOD)), "gzip"),

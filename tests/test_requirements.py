@@ -10,6 +10,8 @@ DUE = {
     *(f"Z{n}" for n in range(1, 19)),
     *(f"G{n}" for n in range(1, 22)),
     *(f"M{n}" for n in range(1, 32)),
+    *(f"I{n}" for n in range(1, 16)),
+    *(f"S{n}" for n in range(1, 19)),
 }
 
 

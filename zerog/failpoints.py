@@ -10,7 +10,7 @@
   claim not to know.
 
 With ``@n`` only the n-th time that the process comes past counts, else every time.  Servers and agents read the
-variable at their start; children know only ``child.mid``.
+variable at their start; children know only ``child.mid``, and the points of applications, ``own.…``.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def arm(text: str | None, only: Collection[str] | None = None) -> list[str]:
             raise BadSetting(f"{VARIABLE}: there is no point {point!r}")
         if (action in ("applied", "not_applied")) != point.endswith("_ambiguous"):
             raise BadSetting(f"{VARIABLE}: {action} is not possible at {point}")
-        if only is None or point in only:
+        if only is None or point in only or point.startswith(OWN):
             hit = int(match["hit"]) if match["hit"] else None
             armed.setdefault(point, []).append(_Rule(action, float(match["seconds"] or 0), hit))
     _rules.clear()

@@ -151,7 +151,7 @@ def check_like(shown: Any, seen: Any, where: str = "") -> None:
         assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", seen), where
 
 
-@pytest.mark.requirement("S1", "S2", "S4", "S5", "S6", "S7", "S8", "S13", "S14", "S15", "S16", "S17")
+@pytest.mark.requirement("S1", "S2", "S4", "S5", "S6", "S7", "S8", "S10", "S13", "S14", "S15", "S16", "S17")
 def test_a_request_is_executed_until_it_succeeds_and_the_results_are_as_documented(zerog: Deployment) -> None:
     made = zerog.client.post("/requests", json={"payload": PAYLOAD})
     assert (made.status_code, made.headers["Location"]) == (201, made.json()["href"])

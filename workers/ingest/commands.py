@@ -115,6 +115,8 @@ def retry(job_id: int, config: str | None, verbose: bool, **flags: Any) -> None:
         following = manager.successor(record.uuid)
         if following is not None:
             raise _No(f"job {job_id} was tried again already, as job {following.number}")
+        if str(record.state) not in ("failed", "cancelled"):
+            raise _No(f"job {job_id} is {record.state}: only one that failed or was cancelled can be tried again")
         if not Volume(opened.settings.volume).bundle(str(record.parameters["bundle"])).exists():
             raise _No(f"the bundle of job {job_id} is not on the volume any more")
         try:

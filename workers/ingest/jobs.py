@@ -88,6 +88,11 @@ class Work:
             except Refused as error:
                 raise Bad(str(error)) from error
 
+    def heed(self) -> None:
+        """Go no further if somebody has cancelled the job: what is in the archive is taken back."""
+        if self.context.cancelled:
+            raise zerog.Fail("it was cancelled")
+
     def take_ids(self, count: int) -> None:
         """Get an id for each file: the same ones in every attempt."""
         state = self.context.state or {}
@@ -113,6 +118,7 @@ class Work:
         except Exists as error:
             raise Bad(f"the archive has a folder {self.context.number} of another job") from error
         zerog.failpoint("ingest.after_commit")
+        self.heed()
 
     def _checked(self, listed: Listed, pieces: Pieces, done: int, total: int) -> Iterator[bytes]:
         """Yield the bytes of a file; ``Bad`` at their end if they are not those that are listed."""
@@ -123,8 +129,7 @@ class Work:
             if size - told >= _TELL_EVERY:
                 told = size
                 self.steps.far(min(1.0, (done + size) / total))
-            if self.context.cancelled:
-                raise zerog.Fail("it was cancelled")
+            self.heed()
             yield piece
         if size != listed.size:
             raise Bad(f"{listed.path} has {size} bytes, and the metadata say {listed.size}")
@@ -143,6 +148,7 @@ class Work:
         with self.steps.task(INGEST_METADATA):
             metadata_of(self.settings, self.context.documents).put(self.context.uuid, entries)
             zerog.failpoint("ingest.after_metadata")
+        self.heed()
 
     def write_manifest(self) -> None:
         """Make the list of what was ingested the data of the job."""

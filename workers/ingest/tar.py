@@ -52,6 +52,10 @@ _HARMLESS_PREFIXES = ("SCHILY.dev", "SCHILY.ino", "SCHILY.nlink", "SCHILY.xattr.
 
 _SET_ID = 0o6000
 
+#: Where mode, user, group, time and the two numbers of a device stand.  Most say nothing here, but readers that cannot
+#: read one of them take its header for the end.
+_NUMBERS = ((100, 108), (108, 116), (116, 124), (136, 148), (329, 337), (337, 345))
+
 
 class BadBundle(Exception):
     """The file is no bundle; the text says why, and names the member."""
@@ -121,10 +125,13 @@ class Walk:
             self._position += len(rest)
 
     def _take(self, header: bytes) -> None:
-        name = self._plain_name(header)
-        shown = show(name)
         if not _is_whole(header):
             raise BadBundle(f"the header at byte {self._position - BLOCK} is damaged: its checksum is wrong")
+        name = self._plain_name(header)
+        shown = show(name)
+        for start, end in _NUMBERS:
+            if _number(header[start:end]) is None:
+                raise BadBundle(f"{shown}: its header is damaged: what is at byte {start} of it should be a number")
         kind = header[156:157]
         size = self._size_of(header, shown)
         if kind in b"xgL" and kind:
@@ -141,10 +148,12 @@ class Walk:
 
     def _plain_name(self, header: bytes) -> bytes:
         name = header[:100].split(b"\0", 1)[0]
-        if header[257:265] == b"ustar\x0000":
-            prefix = header[345:500].split(b"\0", 1)[0]
-            if prefix:
-                return prefix + b"/" + name
+        prefix = header[345:500].split(b"\0", 1)[0]
+        magic = header[257:265]
+        if magic == b"ustar\x0000":
+            return prefix + b"/" + name if prefix else name
+        if magic not in (b"ustar  \0", bytes(8)) or header[345:500].strip(b"\0"):
+            raise BadBundle(f"{show(name)}: its header is of a form that readers understand differently")
         return name
 
     # Headers that say something of the next one
