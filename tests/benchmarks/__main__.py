@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -28,6 +29,7 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.bundles import bundle
 from tests.deployment import Deployment
 from tests.services import ROOT, Beanstalkd, CouchbaseServer, Process, connects, free_port, wait_until
 from zerog import bootstrap, config
@@ -514,9 +516,64 @@ def p99(url: str, post: bool) -> float:
     return float(found.group(1)) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found.group(2)]
 
 
+def ingest(folder: Path, runs: int) -> list[Row]:
+    """A bundle of 320 MiB over HTTP, beside the same bytes written and synced by nobody in between; and how long others
+    wait meanwhile."""
+    made = Deployment(folder / "zerog", applications="workers.ingest", ingest_volume=folder / "volume")
+    piece, count = os.urandom(1024 * 1024), 320
+    data = {"a": piece * 16}
+    speeds, limits, idle_p99, busy_p99, growth = [], [], [], [], 0.0
+    try:
+        made.start()
+        assert made.server is not None
+        server = psutil.Process(made.server.pid)
+        made.client.post("/ingest", content=bundle(data), headers=TAR)
+        for _ in range(runs):
+            idle_p99.append(delay_of(made, 2.0))
+            begun, before = time.perf_counter(), server.memory_info().rss
+            with ThreadPoolExecutor(1) as pool:
+                sent = pool.submit(made.client.post, "/ingest", content=iter([piece] * count), headers=TAR)
+                busy_p99.append(delay_of(made, 60.0, sent.done))
+                assert sent.result().status_code == 200
+            speeds.append(count / (time.perf_counter() - begun))
+            growth = max(growth, server.memory_info().rss - before)
+            begun = time.perf_counter()
+            with (folder / "plain").open("wb") as file:
+                for _ in range(count):
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            limits.append(count / (time.perf_counter() - begun))
+    finally:
+        made.close()
+    rows = [ratio_row("upload, beside a plain file", speeds, limits, "", " MiB/s")]
+    waits, rest = statistics.median(busy_p99), statistics.median(idle_p99)
+    rows.append(
+        Row("GET progress during it, p99", f"{waits:.1f} ms", f"{rest:.1f} ms at rest", waits / rest, "< 50 ms")
+    )
+    rows.append(Row("memory of the server during it", f"{growth / 2**20:+.1f} MiB", "", None, "< 64 MiB"))
+    return rows
+
+
+TAR = {"Content-Type": "application/x-tar"}
+
+
+def delay_of(made: Deployment, seconds: float, over: Callable[[], bool] = lambda: False) -> float:
+    """Return the milliseconds within which 99 of 100 reads of a job were answered, one after the other."""
+    uuid = made.client.get("/jobs?limit=1").json()["items"][0]["uuid"]
+    found, end = [], time.perf_counter() + seconds
+    with httpx.Client(base_url=made.url) as client:
+        while time.perf_counter() < end and not over():
+            begun = time.perf_counter()
+            client.get(f"/jobs/{uuid}/progress").raise_for_status()
+            found.append(1000 * (time.perf_counter() - begun))
+            time.sleep(0.002)  # as somebody who looks often, and not as a load
+    return sorted(found)[int(len(found) * 0.99)]
+
+
 BENCHMARKS: dict[str, Callable[[Path, int], list[Row]]] = {
     "http": http, "drain": drain, "agents": by_http, "told": told, "latency": latency, "idle": idle, "couchbase": couchbase, "sweep": sweep,
-    "masters": masters, "slow": slow,
+    "masters": masters, "slow": slow, "ingest": ingest,
 }  # fmt: skip
 
 

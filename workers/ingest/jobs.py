@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,9 @@ SHA256 = r"^[0-9a-f]{64}$"
 
 #: Bytes of files between two words of how far it is.
 _TELL_EVERY = 16 * 1024 * 1024
+
+#: Seconds for which it is tried to take back what a failed ingest has left in an archive service, and between tries.
+_PATIENCE, _AGAIN = 7 * 86_400.0, 30.0
 
 
 #: Gives the bytes of a file, from the start each time.
@@ -378,12 +381,19 @@ class Cleaner(zerog.Consumer):
         volume.discard(record.uuid)
         if str(record.state) == "succeeded":
             volume.forget(str(record.parameters["bundle"]))
+            with suppress(zerog.NotFound):
+                self.documents.remove(f"task:{record.uuid}")
             return
         state = record.job_state or {}
         if state.get("moved"):
             return  # sources are gone: what is in the archive is all there is
         ids = range(state.get("start", 0), state.get("start", 0) + state.get("count", 0))
-        withdraw(self.settings, record.uuid, record.number, ids)
+        try:
+            withdraw(self.settings, record.uuid, record.number, ids)
+        except ServiceError as error:
+            if self.manager.clock.now() - entry.at < _PATIENCE:
+                raise zerog.Retry(str(error), after=_AGAIN) from error
+            raise
         if self.settings.metadata is None:
             KeptMetadata(self.documents).remove(record.uuid)
 

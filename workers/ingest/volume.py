@@ -21,6 +21,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,34 +44,46 @@ class Part:
     """An upload on its way.  ``OSError`` when the disk does not take it."""
 
     def __init__(self, spool: Path) -> None:
-        self.path = spool / f"{secrets.token_hex(16)}.part"
-        self._descriptor = os.open(
-            self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whose connection has closed is discarded while a write is under way: the number of a descriptor that is closed
+        # may be another file's by then.
+        self._lock = threading.Lock()
         self._digest = hashlib.sha256()
         self.size = 0
+        while True:
+            self.path = spool / f"{secrets.token_hex(16)}.part"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._descriptor = os.open(self.path, flags, 0o600)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(self._descriptor).st_nlink:
+                    return
+            except BlockingIOError:
+                pass
+            os.close(self._descriptor)  # a sweep came before the lock
 
     def write(self, data: bytes) -> None:
-        """Add bytes."""
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
-        self._digest.update(data)
-        self.size += len(data)
+        """Add bytes; nothing happens after ``discard``."""
+        with self._lock:
+            view = memoryview(data)
+            while view and self._descriptor >= 0:
+                view = view[os.write(self._descriptor, view) :]
+            self._digest.update(data)
+            self.size += len(data)
 
     def sync(self) -> str:
         """Have all of it on the disk; return its sha256."""
-        os.fsync(self._descriptor)
-        return self._digest.hexdigest()
+        with self._lock:
+            os.fsync(self._descriptor)
+            return self._digest.hexdigest()
 
     def discard(self) -> None:
         """Leave nothing of it.  May be called twice, and after it was kept."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            with suppress(OSError):
-                self.path.unlink()
-            os.close(descriptor)
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, -1
+            if descriptor >= 0:
+                with suppress(OSError):
+                    self.path.unlink()
+                os.close(descriptor)
 
 
 class Volume:
