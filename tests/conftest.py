@@ -30,10 +30,13 @@ LONGEST = (
 
 #: The files whose tests run in several places each: over pairs of store and queue, or with agents of both kinds.  Every
 #: day each test runs in one of them, in turn, so that all are there; ``bin/test --full`` runs each in all.
-IN_TURN = ("test_failpoints.py", "test_whole_path.py", "test_takeover.py", "agent/test_agents.py", "test_consumers.py")
+IN_TURN = (
+    "test_failpoints.py", "test_whole_path.py", "test_takeover.py", "agent/test_agents.py", "test_consumers.py",
+    "test_ingest.py", "test_outages.py", "test_pipeline.py", "test_own_documents.py", "test_masters.py", "test_batch.py",
+)  # fmt: skip
 PLACES = {
     *("sqlite-sqlite", "sqlite-beanstalkd", "couchbase-sqlite", "couchbase-beanstalkd"),
-    *("sqlite", "couchbase", "beanstalkd", "direct", "http"),
+    *("sqlite", "couchbase", "beanstalkd", "direct", "http", "datastore", "memcached"),
 }
 
 

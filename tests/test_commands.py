@@ -201,3 +201,19 @@ def test_the_quick_start_runs_a_job_and_leaves_nothing_running() -> None:
     assert json.loads((ROOT / "var" / "inventory.json").read_text())["files"] > 1000
     log = (ROOT / "var" / "quickstart.log").read_text()
     assert log.rstrip().splitlines()[-1].endswith(("stopped", "stops")), log[-500:]
+
+
+def test_commands_of_applications_are_there_and_one_that_is_broken_says_so(zerog: Deployment, tmp_path: Path) -> None:
+    listed = call(zerog, "--help").stdout
+    assert "processing" in listed and "ingest" in listed
+    misspelt = call(zerog, "procesing")
+    assert misspelt.returncode == 2 and "'processing'" in misspelt.stderr
+    installed = tmp_path / "broken-1.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (installed / "entry_points.txt").write_text("[zerog.commands]\nbroken = nowhere.at_all:main\nnone = json:dumps\n")
+    path = os.pathsep.join([zerog.environment["PYTHONPATH"], str(tmp_path)])
+    for name, said in (("broken", "No module named 'nowhere'"), ("none", "it is no click command")):
+        done = call(zerog, name, PYTHONPATH=path)
+        assert done.returncode == 1 and f"the command {name} cannot be loaded: " in done.stderr and said in done.stderr
+        assert "Traceback" not in done.stderr

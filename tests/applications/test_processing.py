@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,9 @@ from zerog.datastore.faulty import Faults
 
 PAIRS = [("sqlite", "sqlite"), ("couchbase", "beanstalkd")]
 EVERY_DAY = PAIRS[1:]
+FULL = bool(os.environ.get("TESTS_FULL"))
+#: How often twenty execute one request at once.
+ROUNDS = 100 if FULL else 40
 
 #: What the processing server's own documentation shows, key by key; the times are of another form there.
 EXECUTION = json.loads("""
@@ -201,7 +205,7 @@ def test_there_is_one_active_execution_at_a_time(request: pytest.FixtureRequest,
         clients = [httpx.Client(base_url=url, timeout=30) for url in (zerog.url, other) for _ in range(10)]
         try:
             with ThreadPoolExecutor(20) as pool:
-                for round in range(100):
+                for round in range(ROUNDS):
                     one = create(zerog, round)
                     heard = list(
                         pool.map(
@@ -218,7 +222,7 @@ def test_there_is_one_active_execution_at_a_time(request: pytest.FixtureRequest,
                     (winner,) = [answer.json() for answer in heard if answer.status_code == 201]
                     shown = zerog.client.get(f"/requests/{one}/executions").json()["executions"]
                     assert [execution["id"] for execution in shown] == [winner["id"]]
-            assert len(topic(zerog, "executions")) == 100
+            assert len(topic(zerog, "executions")) == ROUNDS
         finally:
             for client in clients:
                 client.close()
@@ -317,6 +321,10 @@ POINTS = {
 }  # fmt: skip
 
 
+#: Every second one every day, all with TESTS_FULL.
+EVERY_POINT = POINTS if FULL else {who: points[::2] for who, points in POINTS.items()}
+
+
 @pytest.mark.requirement("S6", "S9")
 @pytest.mark.parametrize("who", sorted(POINTS))
 def test_whoever_is_killed_wherever_each_execution_has_one_result(
@@ -345,7 +353,7 @@ def test_whoever_is_killed_wherever_each_execution_has_one_result(
                 if process.popen.poll() is not None:
                     begin(name)
 
-        for point in POINTS[who]:
+        for point in EVERY_POINT[who]:
             running[who].kill()
             name, _, hit = point.partition("@")
             begin(who, failpoint=f"{name}=kill@{hit}")
@@ -362,7 +370,7 @@ def test_whoever_is_killed_wherever_each_execution_has_one_result(
                 if not succeeded:
                     found = wait_for_results(zerog, one, 2, restarted)
                     assert [result["is_success"] for result in found] == [False, True], point
-        assert len({result["id"] for result in topic(zerog, "successes")}) == 2 * len(POINTS[who])
+        assert len({result["id"] for result in topic(zerog, "successes")}) == 2 * len(EVERY_POINT[who])
 
 
 def freed(zerog: Deployment, request: str, text: str, meanwhile: Callable[[], None]) -> httpx.Response:
