@@ -67,7 +67,10 @@ def without_turn(items: list[pytest.Item]) -> Iterator[pytest.Item]:
 def place_of(item: pytest.Item) -> str | None:
     """Return the place of a test, as it stands in its name."""
     inside = item.name.partition("[")[2].removesuffix("]")
-    return next((one for one in sorted(PLACES, key=len, reverse=True) if re.search(rf"(^|-){one}(-|$)", inside)), None)
+    return next(
+        (one for one in sorted(PLACES, key=lambda one: (-len(one), one)) if re.search(rf"(^|-){one}(-|$)", inside)),
+        None,
+    )
 
 
 @pytest.fixture

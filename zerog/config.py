@@ -495,7 +495,8 @@ def _own_from_environment(
     warnings = []
     for variable, value in others.items():
         name = variable[len(_PREFIX) :].lower()
-        table = next((one for one in tables if name.startswith(f"{one.lower()}_")), None)
+        fitting = [one for one in tables if name.startswith(f"{one.lower()}_")]
+        table = max(fitting, key=len, default=None)
         if table is None:
             warnings.append(f"{variable} is no setting{_suggestion(name)}")
             continue

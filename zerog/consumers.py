@@ -9,8 +9,9 @@ document moved for a whole lease on the own monotonic clock.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,8 @@ from zerog.exceptions import (
 )
 from zerog.fleet import Presence
 from zerog.sweeper import Candidate
+
+logger = logging.getLogger(__name__)
 
 _SCHEMA = 1
 
@@ -151,12 +154,25 @@ class Consumers:
         """Return a consumer that has ever run; ``UnknownConsumer`` if it has not."""
         return self._read(name)[0]
 
-    def all(self) -> list[ConsumerRecord]:
-        """Return all consumers that have ever run, by name."""
-        found = self._store.get_many([_key(name) for name in self.names()])
-        return sorted((from_body(document.body) for document in found.values()), key=lambda one: one.name)
+    def all(self) -> Sequence[ConsumerRecord]:
+        """Return all consumers that have ever run and can be read, by name."""
+        return [one for one in self._all().values() if one is not None]
 
-    def names(self) -> list[str]:
+    def _all(self) -> dict[str, ConsumerRecord | None]:
+        """Return all consumers that have ever run; None for what cannot be read."""
+        names = self.names()
+        documents = self._store.get_many([_key(name) for name in names])
+        found: dict[str, ConsumerRecord | None] = {}
+        for name in names:
+            try:
+                if _key(name) in documents:
+                    found[name] = from_body(documents[_key(name)].body)
+            except (CorruptDocument, NewerVersion) as error:
+                logger.warning("the consumer %s cannot be read: %s", name, error)
+                found[name] = None
+        return found
+
+    def names(self) -> Sequence[str]:
         """Return the names of all consumers that have ever run."""
         try:
             return sorted(codec.loads(self._store.get(_ALL).body)["names"])
@@ -168,9 +184,12 @@ class Consumers:
 
         ``also`` are consumers of it that may never have run: they need all of it.
         """
-        ran = {one.name: one for one in self.all()}
-        needed = [one.upto(topic) for one in ran.values() if topic in one.topics]
-        needed += [0 for name in also if name not in ran or topic not in ran[name].topics]
+        ran = self._all()
+        if None in ran.values():
+            return 0  # nobody knows what it follows, and how far it is
+        known = {name: one for name, one in ran.items() if one is not None}
+        needed = [one.upto(topic) for one in known.values() if topic in one.topics]
+        needed += [0 for name in also if name not in known or topic not in known[name].topics]
         return min(needed, default=None)
 
     def forget(self, name: str) -> None:
@@ -189,9 +208,13 @@ class Consumers:
     def make(self, consumer: type[Consumer], application: str) -> None:
         """See to it that there is a record of a consumer, with the topics that it follows."""
         # Its name first: retention must know of it before it has a position.
-        self._name(lambda names: names | {consumer.name})
+        self.list(consumer.name)
         with suppress(AlreadyExists):
             self._store.insert(_key(consumer.name), to_body(ConsumerRecord(consumer.name, application)))
+
+    def list(self, name: str) -> None:
+        """See to it that a consumer is among all of them."""
+        self._name(lambda names: names | {name})
 
     def change(self, name: str, change: Callable[[ConsumerRecord], ConsumerRecord]) -> ConsumerRecord:
         """Write what ``change`` makes of a record, which is read again while others are faster; return that.
@@ -264,6 +287,7 @@ class ConsumerLease:
             record = self._known()
             if not self._free(record):
                 return False
+            self._consumers.list(name)  # somebody may have forgotten it meanwhile
             token = secrets.token_hex(8)
             self._consumers.change(name, lambda now: self._taken(now, record, token))
             self.token = token

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 import zerog
 from workers.ingest.metadata import DATA, MAX_METADATA, NAME
-from workers.ingest.services import ServiceError, asked
+from workers.ingest.services import ServiceError, asked, shown
 from workers.ingest.steps import JOB_TYPES, TASKS, set_by_hand, state_of
 from workers.ingest.tar import BadBundle, Names, checked_path
 from workers.ingest.volume import Volume
@@ -210,7 +210,8 @@ def _service(name: str, url: str) -> dict[str, str]:
     except ValueError:
         said = None
     version = said.get("version") if isinstance(said, dict) else None
-    return _finding("ok", name, f"{url} answers {status}" + (f", version {version}" if version else ""))
+    text = f"{shown(url)} answers {status}" + (f", version {version}" if version else "")
+    return _finding("warning" if status in (401, 403, 404) else "ok", name, text)
 
 
 # Bundles
@@ -299,7 +300,7 @@ def _sources(folder: Path) -> list[_Source]:
     """Return the files of a folder in the order of their names; links and special files are refused by name."""
     found: list[_Source] = []
     names = Names()
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=_unreadable):
         folders.sort()
         for name in sorted([*files, *(one for one in folders if (Path(place) / one).is_symlink())]):
             path = Path(place) / name
@@ -315,6 +316,10 @@ def _sources(folder: Path) -> list[_Source]:
     if not found:
         raise click.UsageError(f"there are no files in {folder}")
     return found
+
+
+def _unreadable(error: OSError) -> None:
+    raise click.UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _entry(source: _Source, advance: Any) -> dict[str, Any]:
@@ -339,13 +344,19 @@ def _entry(source: _Source, advance: Any) -> dict[str, Any]:
 def _bytes_of(source: _Source) -> Iterator[bytes]:
     """Yield the bytes of a file, which must not change while it is read."""
     left = source.size
-    with open(source.path, "rb") as file:
-        while left:
-            piece = file.read(min(_PIECE, left))
-            if not piece:
-                raise _No(f"{source.path} has become shorter while it was read")
-            left -= len(piece)
-            yield piece
+    position = 0
+    while left:
+        try:
+            with open(source.path, "rb") as file:
+                file.seek(position)
+                piece = file.read(min(_PIECE, left))
+        except OSError as error:
+            raise click.UsageError(f"{source.path} cannot be read: {error.strerror}") from error
+        if not piece:
+            raise _No(f"{source.path} has become shorter while it was read")
+        left -= len(piece)
+        position += len(piece)
+        yield piece
 
 
 def _header(name: str, size: int, mtime: float) -> bytes:

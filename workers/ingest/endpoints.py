@@ -24,6 +24,8 @@ from zerog.server import Answer, Problem, iso
 _GATHERED = 1024 * 1024
 #: Bytes of JSON above which it is looked at in a process of its own: reading it would hold up all other requests.
 _LARGE = 256 * 1024
+#: Seconds that looking at it may take.
+_CHECKED_WITHIN = 60.0
 
 #: The disk, the quota, or what one file may have.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -44,7 +46,13 @@ class _Upload(zerog.server.Endpoint):
     responses = {"POST": {200: ("the state of its job", None)}}
     headers: ClassVar = {"POST": (KEY, zerog.server.header("Content-Type", "the media type of what is sent"))}
     problems: ClassVar = {
-        "POST": ((415, "unsupported_media_type"), (403, "forbidden"), REUSED, (507, "volume_full")),
+        "POST": (
+            (415, "unsupported_media_type"),
+            (403, "forbidden"),
+            REUSED,
+            (507, "volume_full"),
+            (503, "volume_unavailable"),
+        ),
     }
     part: Part | None = None
 
@@ -190,12 +198,7 @@ class MoveFiles(_Upload):
         """Refuse what is not JSON; whether it is metadata is the job's to find out."""
         if not part.size:
             raise Problem(400, "the body is empty", "empty_body")
-        command = [sys.executable, "-I", "-c", _CHECK, str(part.path)]
-        why = (
-            subprocess.run(command, capture_output=True, text=True, check=False).stdout
-            if part.size > _LARGE
-            else not_json(part.path)
-        )
+        why = _said_elsewhere(part.path) if part.size > _LARGE else not_json(part.path)
         if why:
             raise Problem(400, f"the body is not JSON: {why.strip()[:500]}", "invalid_json")
 
@@ -207,6 +210,16 @@ def not_json(path: Path) -> str:
     except (ValueError, RecursionError) as error:
         return str(error)
     return ""
+
+
+def _said_elsewhere(path: Path) -> str:
+    """Do as ``not_json`` does, in a process of its own."""
+    command = [sys.executable, "-I", "-c", _CHECK, str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_CHECKED_WITHIN)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Problem(503, "the body could not be looked at; send it again", "volume_unavailable") from error
+    return done.stdout
 
 
 #: The same for a process of its own.

@@ -41,6 +41,7 @@ from workers.ingest.steps import (
     OPEN_TAR,
     POLICY,
     Steps,
+    is_set_by_hand,
 )
 from workers.ingest.tar import BadBundle, Member
 from workers.ingest.volume import Exists, Volume
@@ -96,6 +97,12 @@ class Work:
         if self.context.cancelled:
             raise zerog.Fail("it was cancelled")
 
+    def heed_hand(self) -> None:
+        """Go no further if somebody has set the state by hand, and died before the job was cancelled."""
+        self.heed()
+        if is_set_by_hand(self.context.documents, self.context.uuid):
+            raise zerog.Fail("its state was set by hand")
+
     def take_ids(self, count: int) -> None:
         """Get an id for each file: the same ones in every attempt."""
         state = self.context.state or {}
@@ -121,7 +128,7 @@ class Work:
         except Exists as error:
             raise Bad(f"the archive has a folder {self.context.number} of another job") from error
         zerog.failpoint("ingest.after_commit")
-        self.heed()
+        self.heed_hand()
 
     def _checked(self, listed: Listed, pieces: Pieces, done: int, total: int) -> Iterator[bytes]:
         """Yield the bytes of a file; ``Bad`` at their end if they are not those that are listed."""
@@ -151,7 +158,7 @@ class Work:
         with self.steps.task(INGEST_METADATA):
             metadata_of(self.settings, self.context.documents).put(self.context.uuid, entries)
             zerog.failpoint("ingest.after_metadata")
-        self.heed()
+        self.heed_hand()
 
     def write_manifest(self) -> None:
         """Make the list of what was ingested the data of the job."""
@@ -285,10 +292,26 @@ class Move(zerog.Job):
                 self._move(work, found)
         work.files = {path: (listed, lambda: iter(())) for path, listed in found.files.items()}
         work.start = (context.state or {}).get("start", work.start)
-        for listed in found.files.values():
-            assert listed.source is not None
-            Path(listed.source).unlink(missing_ok=True)
+        self._remove_sources(context, Volume(work.settings.volume))
         work.write_manifest()
+
+    def _remove_sources(self, context: zerog.Context, volume: Volume) -> None:
+        """Remove the files that were copied, as far as they are still those: another one in such a place stays."""
+        for source, identity in volume.noted_sources(context.uuid).items():
+            path = Path(source)
+            try:
+                folder = open_folder(path.parent)
+                try:
+                    if identity_of(os.stat(path.name, dir_fd=folder, follow_symlinks=False)) == identity:
+                        os.unlink(path.name, dir_fd=folder)
+                    else:
+                        context.warning(f"{source} is another file by now, and stays")
+                finally:
+                    os.close(folder)
+            except FileNotFoundError:
+                continue  # an earlier attempt has removed it
+            except OSError as error:
+                context.warning(f"{source} is in the archive, and cannot be removed: {error.strerror}")
 
     def _load(self, work: Work) -> Metadata:
         with work.steps.task(LOAD_METADATA):
@@ -302,15 +325,18 @@ class Move(zerog.Job):
         work.check_policy(found, self.user)
         with work.steps.task(MOVE_FILES):
             roots = [source.resolve() for source in work.settings.sources]
+            sources: dict[str, list[int]] = {}
             for listed in found.files.values():
                 descriptor = _open_source(listed, roots)
                 try:
                     size = os.fstat(descriptor).st_size
+                    sources[os.path.realpath(str(listed.source))] = identity_of(os.fstat(descriptor))
                 finally:
                     os.close(descriptor)
                 if size != listed.size:
                     raise Bad(f"{listed.source} has {size} bytes, and the metadata say {listed.size}")
                 work.files[listed.path] = (listed, lambda listed=listed: _source_pieces(listed, roots))  # type: ignore[misc]
+            Volume(work.settings.volume).note_sources(work.context.uuid, sources)
             work.take_ids(len(work.files))
             work.put_all(work.archive.move if work.settings.archive is None else _checked_move(work.archive))
         work.put_metadata(found)
@@ -343,7 +369,12 @@ def _open_source(listed: Listed, roots: Sequence[Path]) -> int:
     if str(real) != os.path.normpath(source):
         raise Bad(f"{shown}: there is a link on the way")
     try:
-        descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        folder = open_folder(real.parent)
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            descriptor = os.open(real.name, flags, dir_fd=folder)
+        finally:
+            os.close(folder)
     except OSError as error:
         raise Bad(f"{shown} cannot be read: {error.strerror}") from error
     state = os.fstat(descriptor)
@@ -351,6 +382,24 @@ def _open_source(listed: Listed, roots: Sequence[Path]) -> int:
         os.close(descriptor)
         raise Bad(f"{shown} is no regular file, or has other names too")
     return descriptor
+
+
+def open_folder(path: Path) -> int:
+    """Open a folder by its absolute path, a part at a time, so that no part of it can be a link."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    here = os.open("/", flags)
+    for part in path.parts[1:]:
+        try:
+            below = os.open(part, flags, dir_fd=here)
+        finally:
+            os.close(here)
+        here = below
+    return here
+
+
+def identity_of(state: os.stat_result) -> list[int]:
+    """Return what tells a file from another one, and from itself when it was written to."""
+    return [state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns]
 
 
 def _source_pieces(listed: Listed, roots: Sequence[Path]) -> Iterator[bytes]:
@@ -368,6 +417,7 @@ class Cleaner(zerog.Consumer):
     name = "ingest-cleaner"
     topics = ("finished",)
     chore_every = 60.0
+    time_limit = 3600.0  # an archive service may have to forget many files
 
     def handle(self, entry: zerog.Entry) -> None:
         """Tidy up behind a job."""
@@ -379,6 +429,7 @@ class Cleaner(zerog.Consumer):
         volume = Volume(self.settings.volume)
         # First: what an attempt that knows nothing of the end has not put into the archive yet, it never will.
         volume.discard(record.uuid)
+        volume.forget_sources(record.uuid)
         if str(record.state) == "succeeded":
             volume.forget(str(record.parameters["bundle"]))
             with suppress(zerog.NotFound):
@@ -390,7 +441,7 @@ class Cleaner(zerog.Consumer):
         ids = range(state.get("start", 0), state.get("start", 0) + state.get("count", 0))
         try:
             withdraw(self.settings, record.uuid, record.number, ids)
-        except ServiceError as error:
+        except (ServiceError, OSError) as error:
             if self.manager.clock.now() - entry.at < _PATIENCE:
                 raise zerog.Retry(str(error), after=_AGAIN) from error
             raise
@@ -408,5 +459,5 @@ class Cleaner(zerog.Consumer):
             part = old[start : start + 100]
             known = self.manager.get_many(part)
             for uuid in part:
-                if uuid not in known and self.manager.successor(uuid) is None:
+                if uuid not in known and not self.manager.tried_again(uuid):
                     volume.forget(uuid)

@@ -8,9 +8,10 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import zerog
 from workers.ingest.metadata import Listed, Metadata
@@ -166,12 +167,14 @@ class KeptMetadata:
         self._documents = documents
 
     def put(self, uuid: str, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Write the pieces, then the document that says how many there are."""
+        """Write the pieces, and the document that says how many there are."""
         text = json.dumps(entries, ensure_ascii=False)
         pieces = [text[start : start + _TEXT] for start in range(0, len(text), _TEXT)]
+        # First how many there will be, so that all of them can be found again whatever happens.
+        write(self._documents, f"metadata:{uuid}", {"pieces": len(pieces), "complete": False})
         for number, piece in enumerate(pieces):
             write(self._documents, f"metadata:{uuid}:{number}", piece)
-        write(self._documents, f"metadata:{uuid}", {"pieces": len(pieces)})
+        write(self._documents, f"metadata:{uuid}", {"pieces": len(pieces), "complete": True})
 
     def get(self, uuid: str) -> list[dict[str, Any]]:
         """Return what was written; ``NotFound`` if nothing was."""
@@ -184,10 +187,11 @@ class KeptMetadata:
         """Remove what was written, if anything was."""
         try:
             count = self._documents.get(f"metadata:{uuid}")[0]["pieces"]
-            for key in (f"metadata:{uuid}", *(f"metadata:{uuid}:{number}" for number in range(count))):
-                self._documents.remove(key)
         except zerog.NotFound:
             return
+        for key in (*(f"metadata:{uuid}:{number}" for number in range(count)), f"metadata:{uuid}"):
+            with suppress(zerog.NotFound):
+                self._documents.remove(key)
 
 
 def write(documents: Any, key: str, value: Any) -> None:
@@ -267,9 +271,17 @@ class HTTPArchive:
         """Return: what is sent is there."""
 
     def roll_back(self) -> None:
-        """Remove what was sent."""
+        """Remove what was sent, as much of it as is possible."""
+        errors = []
         for id in self._put:
-            self.remove(id)
+            try:
+                self.remove(id)
+            except ServiceError as error:
+                errors.append(error)
+                if len(errors) == _TRIES:
+                    break  # it is away: whoever tidies up tries again
+        if errors:
+            raise errors[0]
 
     def remove(self, id: int) -> None:
         """Remove a file, if it is there."""
@@ -286,6 +298,24 @@ class HTTPMetadata:
         """Send the metadata."""
         body = json.dumps(entries).encode()
         asked("PUT", self._url, lambda: iter([body]), len(body), {"Content-Type": "application/json"})
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Takes a redirect for what it is: no answer to what was asked."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Follow none."""
+        return
+
+
+#: Asks the very service that the settings name, by no other way.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
+
+
+def shown(url: str) -> str:
+    """Return a URL without what may be secret in it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def asked(
@@ -308,7 +338,7 @@ def asked(
             request.data = body()
             request.add_header("Content-Length", str(size))
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+            with _OPENER.open(request, timeout=_TIMEOUT) as answer:
                 return answer.status, answer.read(_ANSWER)
         except urllib.error.HTTPError as error:
             with error:
@@ -318,7 +348,7 @@ def asked(
             why = f"it answered {error.code}: {content[:200].decode('utf-8', 'replace')}"
         except (OSError, http.client.HTTPException) as error:
             why = str(error) or type(error).__name__
-    raise ServiceError(f"{method} {url}: {why}")
+    raise ServiceError(f"{method} {shown(url)}: {why}")
 
 
 def ids_of(settings: Settings, documents: Any) -> Ids:

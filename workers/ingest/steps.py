@@ -120,6 +120,11 @@ def newest_of(record: Any, manager: Any) -> Any:
     return record
 
 
+def is_set_by_hand(documents: Any, uuid: str) -> bool:
+    """Return whether somebody has set the state of a job."""
+    return _document(documents, f"state:{uuid}") is not None
+
+
 def set_by_hand(documents: Any, manager: Any, record: Any, state: Mapping[str, Any]) -> None:
     """Write a state that whatever the job does leaves as it is, and stop the job if it goes on."""
     write(documents, f"state:{record.uuid}", dict(state))

@@ -248,34 +248,41 @@ class Walk:
 
 
 class Names:
-    """The names that are taken: each once, also for who does not see the case of letters, and none below a file."""
+    """The names that are taken: each once, also for who does not see the case of letters, and none below a file.
+
+    A tree by parts of names, so that long names in deep folders cost no more than their parts.
+    """
 
     def __init__(self) -> None:
-        #: How every name is written, by how it is for who does not see the case; and whether it is a directory.
-        self._seen: dict[str, tuple[str, bool]] = {}
-        self._entered: set[str] = set()
+        #: (folder, part for who does not see the case) → (number, part as it is written, whether it is a folder).
+        self._known: dict[tuple[int, str], tuple[int, str, bool]] = {}
+        self._entered: set[int] = set()
 
     def enter(self, path: str, directory: bool) -> None:
         """Take a name, and those of the directories that it lies in; ``BadBundle`` if that is not possible."""
-        if len(self._entered) >= MAX_MEMBERS:
-            raise BadBundle(f"there are more than {MAX_MEMBERS:,} members")
-        parts = path.split("/")
-        for depth in range(1, len(parts)):
-            self._see("/".join(parts[:depth]), True)
-        if path in self._entered:
+        here, parts = 0, path.split("/")
+        for depth, part in enumerate(parts, 1):
+            here = self._see(here, part, directory or depth < len(parts), path)
+        if here in self._entered:
             raise BadBundle(f"{show(path.encode())} is there twice")
-        self._see(path, directory)
-        self._entered.add(path)
+        self._entered.add(here)
 
-    def _see(self, path: str, directory: bool) -> None:
-        folded = unicodedata.normalize("NFC", path).casefold()
-        known = self._seen.setdefault(folded, (path, directory))
-        if known[0] != path:
+    def _see(self, folder: int, part: str, directory: bool, path: str) -> int:
+        key = (folder, unicodedata.normalize("NFC", part).casefold())
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) >= MAX_MEMBERS:
+                raise BadBundle(f"there are more than {MAX_MEMBERS:,} files and folders")
+            known = self._known[key] = (len(self._known) + 1, part, directory)
+        number, written, is_directory = known
+        if written != part:
             raise BadBundle(
-                f"{show(path.encode())} and {show(known[0].encode())} differ only by the case, or the form, of letters"
+                f"{show(path.encode())} and another member differ only by the case, or the form, of letters: "
+                f"{show(part.encode())} and {show(written.encode())}"
             )
-        if known[1] != directory:
-            raise BadBundle(f"{show(path.encode())} is both a file and a directory")
+        if is_directory != directory:
+            raise BadBundle(f"{show(part.encode())} is both a file and a directory: {show(path.encode())}")
+        return number
 
 
 def checked_path(name: bytes) -> str:

@@ -17,18 +17,21 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 #: Seconds for which a bundle without a job is kept: its job may be on its way.
 _YOUNG = 3600.0
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 #: Of the system call renameat2.
 _AT_FDCWD, _EXCHANGE = -100, 2
@@ -124,6 +127,7 @@ class Volume:
         except FileExistsError:
             if sha256_of(target) != sha256:
                 raise Exists from None
+            os.utime(target)  # it is needed again: its job is on its way
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK) or target.exists():
                 raise
@@ -149,6 +153,29 @@ class Volume:
                 finally:
                     os.close(descriptor)
         return removed
+
+    def note_sources(self, uuid: str, sources: Mapping[str, Sequence[int]]) -> None:
+        """Keep which files were copied: what each path was when it was."""
+        making = self.work / f"gone-{secrets.token_hex(8)}"
+        with open(making, "w") as file:
+            json.dump(sources, file)
+            file.flush()
+            os.fsync(file.fileno())
+        making.replace(self._sources(uuid))
+        sync_folder(self.spool)
+
+    def noted_sources(self, uuid: str) -> dict[str, list[int]]:
+        """Return what ``note_sources`` has kept."""
+        found: dict[str, list[int]] = json.loads(self._sources(uuid).read_text())
+        return found
+
+    def forget_sources(self, uuid: str) -> None:
+        """Remove that, if it is there."""
+        with suppress(FileNotFoundError):
+            self._sources(uuid).unlink()
+
+    def _sources(self, uuid: str) -> Path:
+        return self.spool / f"{uuid}.sources"
 
     def old_bundles(self) -> Iterator[str]:
         """Yield the UUIDs of the bundles that are so old that a job must have been made of them."""
@@ -183,7 +210,10 @@ class Volume:
     def own(self, job_id: int, uuid: str) -> None:
         """Say that a folder of the archive belongs to a job; ``Exists`` if it belongs to another one."""
         owner, making = self.owners / str(job_id), self.work / f"gone-{secrets.token_hex(8)}"
-        making.write_text(uuid)
+        with open(making, "w") as file:
+            file.write(uuid)
+            file.flush()
+            os.fsync(file.fileno())
         try:
             os.link(making, owner)
             sync_folder(self.owners)
@@ -199,6 +229,7 @@ class Volume:
         with suppress(FileNotFoundError):
             if owner.read_text() == uuid:
                 self.remove_tree(self.archive / str(job_id))
+                owner.unlink()
 
     def remove_tree(self, path: Path) -> None:
         """Remove a folder: it vanishes in one step, then what was in it goes."""
@@ -215,6 +246,10 @@ class Volume:
         for path in self._listed(self.work, ""):
             if path.name.startswith("gone-") and path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
+            elif path.name.startswith("gone-"):
+                with suppress(OSError):
+                    if path.stat().st_mtime < time.time() - _YOUNG:
+                        path.unlink()
 
 
 class Staged:
@@ -230,14 +265,31 @@ class Staged:
     @contextmanager
     def create(self, path: str) -> Iterator[int]:
         """Give the descriptor of a new file to be written; synced at the end."""
-        target = self._path / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        *folders, name = path.split("/")
+        # Below the very folder that was made: where that was discarded there is nothing more to write to.
+        with self._opened(folders) as folder:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(name, flags, 0o666, dir_fd=folder)
         try:
             yield descriptor
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    @contextmanager
+    def _opened(self, folders: Sequence[str]) -> Iterator[int]:
+        """Give the descriptor of a folder in it, which is made."""
+        here = os.open(self._path, _FOLDER)
+        try:
+            for name in folders:
+                with suppress(FileExistsError):
+                    os.mkdir(name, dir_fd=here)
+                below = os.open(name, _FOLDER, dir_fd=here)
+                os.close(here)
+                here = below
+            yield here
+        finally:
+            os.close(here)
 
     def commit(self, job_id: int) -> None:
         """Let everything appear in the archive as one folder, in one step, also in place of one of an earlier attempt.

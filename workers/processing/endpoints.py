@@ -9,7 +9,16 @@ from pydantic import BaseModel, Field
 
 import zerog
 import zerog.server
-from workers.processing.rules import JOB_TYPE, MAX_PAYLOAD, Refused, Requests, execution_view, request_view, size_of
+from workers.processing.rules import (
+    JOB_TYPE,
+    MAX_PAYLOAD,
+    Refused,
+    Requests,
+    brief_of,
+    execution_view,
+    request_view,
+    size_of,
+)
 from zerog.server import Answer, Problem
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
@@ -152,9 +161,9 @@ class Executions(_Gateway):
 
     def _known(self, request: dict[str, Any], id: str, fingerprint: str) -> dict[str, Any] | None:
         """Return the execution that an earlier request with the same key has made."""
-        if id not in request["executions"]:
+        document = brief_of(request, id)
+        if document is None:
             return None
-        document, _ = self.documents.get(f"execution:{id}")
         if document["fingerprint"] != fingerprint:
             raise Problem(422, "this Idempotency-Key was used for another execution", "idempotency_key_reused")
         return execution_view(document, request)
@@ -196,4 +205,4 @@ class ResultsOfExecution(_Gateway):
     def get(self) -> dict[str, Any]:
         """Show the result, in a list that is empty until there is one."""
         execution = self.wanted_execution(self.wanted())
-        return {"results": self.requests.results([execution["id"]]), "href": f"{execution['href']}/results"}
+        return {"results": self.requests.results([execution]), "href": f"{execution['href']}/results"}

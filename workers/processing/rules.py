@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import uuid as uuids
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -106,16 +106,12 @@ class Requests:
 
     def execution(self, request: Mapping[str, Any], id: str) -> dict[str, Any] | None:
         """Return an execution of a request as it is shown; None if it is none."""
-        if id not in request["executions"]:
-            return None
-        try:
-            return execution_view(self.ground.documents.get(_execution(id))[0], request)
-        except zerog.NotFound:
-            return None
+        brief = brief_of(request, id)
+        return execution_view(brief, request) if brief is not None else None
 
     def executions(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the executions of a request, the oldest first."""
-        return [one for id in request["executions"] if (one := self.execution(request, id)) is not None]
+        return [execution_view(brief, request) for brief in request["executions"]]
 
     def execute(self, request_id: str, id: str, document: Mapping[str, Any]) -> dict[str, Any]:
         """Make an execution, if the rules allow it, and return it as it is shown; ``Refused`` says why not.
@@ -126,8 +122,8 @@ class Requests:
         said: float | None = None
         for _ in range(_TRIES):
             request, cas = self._read(request_id)
-            if id in request["executions"]:  # an earlier try of this very execution
-                return self._begun(request, self.ground.documents.get(_execution(id))[0])
+            if (made := brief_of(request, id)) is not None:  # an earlier try of this very execution
+                return self._begun(request, made)
             try:
                 self._check(request, document)
             except Refused:
@@ -142,7 +138,8 @@ class Requests:
             if clock.monotonic() - said > _STALE:  # whoever looks after it may have come and gone
                 self._intend(request_id, id)
                 said = clock.monotonic()
-            changed = {**request, "active": id, "executions": [*request["executions"], id]}
+            # All of it stands in the request too: nobody who tidies up can take from an active execution what it is.
+            changed = {**request, "active": id, "executions": [*request["executions"], dict(document)]}
             try:
                 self.ground.documents.replace(_request(request_id), changed, cas)
             except zerog.Conflict:
@@ -232,8 +229,8 @@ class Requests:
         record = self.ground.manager.get_many([id]).get(id)
         if record is None:
             request = self.get(request_id)
-            if request["active"] == id:
-                self._submit(request_id, self.ground.documents.get(_execution(id))[0])
+            if request["active"] == id and (brief := brief_of(request, id)) is not None:
+                self._submit(request_id, brief)
         elif record.terminal:
             self.settle(request_id, record)
 
@@ -244,10 +241,11 @@ class Requests:
             request, cas = self._read(request_id)
             if request["active"] != id:
                 return
-            succeeded = str(record.state) == "succeeded"
+            outputs, broken = self._outputs(record)
+            succeeded = outputs is not None
             failures = request["failures"] + (not succeeded)
             changed = {**request, "active": None, "failures": failures, "succeeded": id if succeeded else None}
-            self._publish(changed, record, succeeded)
+            self._publish(changed, record, outputs, broken)
             zerog.failpoint("processing.after_published")
             try:
                 self.ground.documents.replace(_request(request_id), changed, cas)
@@ -257,25 +255,35 @@ class Requests:
             return
         raise zerog.Retry(after=1.0)
 
-    def _publish(self, request: Mapping[str, Any], record: Any, succeeded: bool) -> None:
+    def _outputs(self, record: Any) -> tuple[Any | None, bool]:
+        """Return what an execution came to, None if it did not succeed, and whether it broke instead of failing."""
+        if str(record.state) != "succeeded":
+            return None, str(record.state) == "failed" and record.reason not in _FAILED
+        try:
+            return self.ground.manager.value(record), False
+        except (ValueError, zerog.NotFound):
+            return None, True  # what it returned cannot be read any more
+
+    def _publish(self, request: Mapping[str, Any], record: Any, outputs: Any | None, broken: bool) -> None:
         topics, execution = self.ground.manager.topics, self.execution(request, record.uuid)
         assert execution is not None
-        topics.publish(SUCCESSES if succeeded else FAILURES, self._result(record, execution, succeeded), record.uuid)
-        if not succeeded and str(record.state) == "failed" and record.reason not in _FAILED:
+        result = self._result(record, execution, outputs)
+        topics.publish(FAILURES if outputs is None else SUCCESSES, result, record.uuid)
+        if broken:
             attempt = {key: execution[key] for key in ("force_error", "creation_date")}
             letter = {**self._letter(request, attempt), "last_execution": execution}
             topics.publish(DEAD_LETTERS, letter, f"broken:{record.uuid}")
 
-    def _result(self, record: Any, execution: Mapping[str, Any], succeeded: bool) -> dict[str, Any]:
+    def _result(self, record: Any, execution: Mapping[str, Any], outputs: Any | None) -> dict[str, Any]:
         end = record.finished_at
         start = min(record.started_at, end) if record.started_at is not None else end
         return {
             "id": str(uuids.uuid5(_NAMESPACE, record.uuid)),
-            "is_success": succeeded,
+            "is_success": outputs is not None,
             "processing_start_time": iso(start),
             "processing_end_time": iso(end),
             "processing_total_seconds": round(end - start, 6),
-            "outputs": self.ground.manager.value(record) if succeeded else {},
+            "outputs": outputs if outputs is not None else {},
             "execution": dict(execution),
         }
 
@@ -291,7 +299,7 @@ class Requests:
             request = self.get(intent["request"])
         except zerog.NotFound:
             return
-        if id not in request["executions"]:
+        if brief_of(request, id) is None:
             if self._is_put(id):
                 if age < _GIVEN_UP:
                     raise zerog.Retry(after=5)
@@ -314,17 +322,17 @@ class Requests:
     def keep(self, result: Mapping[str, Any]) -> None:
         """Store a result; one that is there stays."""
         execution, request = result["execution"]["id"], result["execution"]["processing_request"]["id"]
-        if execution not in self.get(request)["executions"]:
+        if brief_of(self.get(request), execution) is None:
             raise zerog.Fail(f"there is no execution {execution} of the request {request}")
         try:
             self.ground.documents.insert(f"result:{execution}", dict(result))
         except zerog.AlreadyExists:
             return
 
-    def results(self, executions: list[str]) -> list[dict[str, Any]]:
+    def results(self, executions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return the results of executions, as far as there are any."""
         found = []
-        for id in executions:
+        for id in (one["id"] for one in executions):
             try:
                 found.append(self.ground.documents.get(f"result:{id}")[0])
             except zerog.NotFound:
@@ -353,6 +361,12 @@ class Announced:
                 self._from = message.number
                 self._known.popitem(last=False)
         return id in self._known
+
+
+def brief_of(request: Mapping[str, Any], id: str) -> dict[str, Any] | None:
+    """Return an execution as its request keeps it; None if it has none with this id."""
+    found: dict[str, Any] | None = next((one for one in request["executions"] if one["id"] == id), None)
+    return found
 
 
 def request_view(request: Mapping[str, Any]) -> dict[str, Any]:

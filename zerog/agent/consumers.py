@@ -76,8 +76,10 @@ class Child:
                 os.kill(pid, number)
 
     def close(self) -> None:
-        """End it now."""
+        """End it now, and what it has started."""
         self.signal(signal.SIGKILL)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(1)
         self._let_go()
@@ -111,6 +113,8 @@ class Host:
         self._started_at = 0.0
         self._pause = _PAUSE
         self._kill_at: float | None = None
+        #: What the last child died over, until that is written.
+        self._crash: tuple[str, int, str] | None = None
 
     @property
     def busy(self) -> bool:
@@ -121,6 +125,9 @@ class Host:
         """Do what is due; ``wanted`` says whether it is to have the consumer.  Raises what an outage of the store
         raises."""
         now = self._clock.monotonic()
+        if self._crash is not None:
+            self._held.note_crash(*self._crash)
+            self._crash = None
         if self.child is not None:
             self._attend(self.child, now)
         if not wanted:
@@ -133,7 +140,7 @@ class Host:
                 self._look_at = now + self._lease / 3
             if self._held.token != had:
                 self._changed(now)
-        if self._held.token is not None and self.child is None and now >= self._start_at:
+        if self._held.token is not None and self.child is None and self._crash is None and now >= self._start_at:
             self._begin(self._held.token, now)
 
     def _changed(self, now: float) -> None:
@@ -176,7 +183,7 @@ class Host:
             return
         logger.error("consumer %s: %s", self.consumer.name, why)
         if handling is not None:
-            self._held.note_crash(handling[0], handling[1], why)
+            self._crash = (handling[0], handling[1], why)  # counted before the next one begins, also after an outage
 
     def _wait(self, now: float) -> None:
         self._start_at = now + self._pause

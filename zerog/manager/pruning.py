@@ -179,8 +179,13 @@ class Pruning(Waiting):
         oldest = self.clock.now() - self.registry.topics[topic]
         upto = None
         for entry in entries:
-            if (needed is not None and entry.number > needed) or message_of(topic, entry).at > oldest:
+            if needed is not None and entry.number > needed:
                 break
+            try:
+                if message_of(topic, entry).at > oldest:
+                    break
+            except CorruptDocument:
+                pass  # its consumers have passed over it, and nobody else can read it
             upto = entry.number
         if upto is not None:
             self.store.trim(log_of(topic), upto)

@@ -15,6 +15,8 @@ from zerog.registry import Parameters
 
 #: Entries of a log that are looked at in one go, and at most, for jobs to be tried again.
 _PAGE, _LOOKED_AT = 200, 20_000
+#: Retries of retries that are looked for.
+_CHAIN = 20
 
 #: Whose keys those of retries in bulk are: no client can choose the same.
 _PRINCIPAL = "zerog:retry"
@@ -52,8 +54,16 @@ class Retrying(Submitting):
 
     def successor(self, uuid: str) -> JobRecord | None:
         """Return the job that tries another one again, if ``retry`` or ``retry_many`` has made one."""
-        found = self.read_many([self._retry_of(uuid)]).get(self._retry_of(uuid))
+        following = self._retry_of(uuid)
+        found = self.read_many([following]).get(following)
         return found.record if found is not None else None
+
+    def tried_again(self, uuid: str) -> bool:
+        """Return whether any job is there that tries another one again, or one that did, also where that is gone."""
+        chain = [uuid]
+        for _ in range(_CHAIN):
+            chain.append(self._retry_of(chain[-1]))
+        return bool(self.read_many(chain[1:]))
 
     def again(
         self, record: JobRecord, parameters: Parameters, key: str | None = None, parents: tuple[str, ...] = ()
