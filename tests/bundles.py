@@ -168,12 +168,20 @@ BAD_METADATA: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (b'["\xff"]', "not UTF-8"),
     "NaN": (b"[NaN]", "not JSON"),
     "a member twice": (b'[{"destinationTable": "x", "destinationTable": "y"}]', "twice"),
-    "too deep": (b"[" * 100_000, "not JSON"),
+    "too deep": (b"[" * 100_000, "nested"),
     "an object": (b"{}", "no list of objects"),
     "a list of numbers": (b"[1]", "no list of objects"),
     "no table": (json.dumps([*HEAD, {"value": 1}]).encode(), "no destinationTable"),
     "no submitter": (metadata_of(FILES, HEAD[1:]), "Transactions.submitter is missing"),
     "two projects": (metadata_of(FILES, [*HEAD, HEAD[1]]), "twice"),
+    "half a surrogate pair": (
+        metadata_of(FILES, [*HEAD, {"destinationTable": "TransactionKeyValue", "key": "k", "value": "\ud800"}]), "surrogate",
+    ),
+    "byte order mark": (b"\xef\xbb\xbf" + metadata_of(FILES), "byte order mark"),
+    "a number of 5,000 digits": (b"[" + b"1" * 5000 + b"]", "too many digits"),
+    "submitter of nothing": (
+        metadata_of(FILES, [{"destinationTable": "Transactions.submitter", "value": None}, *HEAD[1:]]), "must be a text",
+    ),
     "project without value": (metadata_of(FILES, [HEAD[0], {"destinationTable": "Transactions.project"}]), "no value"),
     "key without value": (
         metadata_of(FILES, [*HEAD, {"destinationTable": "TransactionKeyValue", "key": "k"}]), "no value",
@@ -182,7 +190,7 @@ BAD_METADATA: dict[str, tuple[bytes, str]] = {
         f"file with {name} {value!r}": (json.dumps([*HEAD, entry("empty", b"", **{name: value})]).encode(), word)
         for name, value, word in (
             ("name", None, "needs name"), ("name", "", "no name"), ("name", "a/b", "no name"), ("name", "..", "no name"),
-            ("subdir", 5, "needs subdir"), ("subdir", "/abs", "no empty parts"), ("subdir", "../up", "upwards"),
+            ("subdir", 5, "needs subdir"), ("subdir", "/abs", "must be relative"), ("subdir", "../up", "upwards"),
             ("size", -1, "needs size"), ("size", "3", "needs size"), ("size", True, "needs size"),
             ("size", 1.5, "needs size"), ("hashtype", "crc32", "no hash type"), ("hashtype", "shake_128", "no hash type"),
             ("hashsum", "xyz", "none of sha1"), ("hashsum", "md5:" + "0" * 40, "none of sha1"),

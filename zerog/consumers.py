@@ -26,6 +26,7 @@ from zerog.exceptions import (
     CorruptDocument,
     NewerVersion,
     NotFound,
+    Problem,
     StateConflict,
     StoreAmbiguous,
     StoreUnavailable,
@@ -193,14 +194,14 @@ class Consumers:
         return min(needed, default=None)
 
     def forget(self, name: str) -> None:
-        """Forget a consumer and its positions, which retention respects no longer; ``StateConflict`` while it runs."""
+        """Forget a consumer and its positions, which retention respects no longer; ``Problem`` 409 while it runs."""
         record, cas = self._read(name)
         if record.holder:
-            raise StateConflict(f"the consumer {name} runs: {record.holder} has it")
+            raise Problem(409, f"the consumer {name} runs: {record.holder} has it", StateConflict.code)
         try:
             self._store.remove(_key(name), cas)
         except Conflict as error:
-            raise StateConflict(f"the consumer {name} runs") from error
+            raise Problem(409, f"the consumer {name} runs", StateConflict.code) from error
         except NotFound:
             pass  # somebody else was faster
         self._name(lambda names: names - {name})

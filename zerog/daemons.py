@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from zerog import bootstrap, failpoints
 from zerog.agent.keeper import Keeper
@@ -29,6 +29,8 @@ _PR_SET_PDEATHSIG = 1
 
 #: Seconds that a server of ``zerog up`` gets for its end: an application's code can hold the whole process.
 _SERVER_PATIENCE = 25.0
+#: Seconds after which consumers are started again that ended by themselves.
+_AGAIN = 1.0
 #: Set for the processes of ``zerog up``: the pid that they must not outlive.
 _PARENT = "ZEROG_UP_PARENT"
 #: Set for the processes of one server: the descriptors of the sockets that they listen on.
@@ -201,11 +203,31 @@ def run_up(settings: Settings) -> int:
     server = _start(["server"], settings, ("everything", "server"))
     agent = _start(["worker"], settings, ("everything", "agent"))
     apart = [name for name, one in parts.registry.consumers.items() if not one.consumer.in_agents]
-    others = [_start(["consumer", *apart], settings, ("everything", "agent"))] if apart else []
+    others = _Others(lambda: _start(["consumer", *apart], settings, ("everything", "agent"))) if apart else None
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: signals.append(received))
     return _attend({"server": server, "agent": agent}, others, signals)
+
+
+class _Others:
+    """The process of the consumers that agents do not run; one that dies is replaced, since the others can wait."""
+
+    def __init__(self, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+        self._start = start
+        self.process = start()
+        self._start_at: float | None = None
+
+    def attend(self) -> None:
+        """Start it again, a while after it has died."""
+        if self.process.poll() is None:
+            return
+        now = time.monotonic()
+        if self._start_at is None:
+            logger.error("the consumers' process ended with status %d, and is started again", self.process.returncode)
+            self._start_at = now + _AGAIN
+        elif now >= self._start_at:
+            self.process, self._start_at = self._start(), None
 
 
 def _start(
@@ -234,32 +256,30 @@ def _start(
     return subprocess.Popen(arguments, env=environment, process_group=0, pass_fds=inherited)
 
 
-def _attend(
-    processes: dict[str, subprocess.Popen[bytes]], others: Sequence[subprocess.Popen[bytes]], signals: list[int]
-) -> int:
+def _attend(processes: dict[str, subprocess.Popen[bytes]], others: _Others | None, signals: list[int]) -> int:
     """Pass signals on, and end the others when one of them has ended."""
     server, agent = processes["server"], processes["agent"]
     passed = 0
     unexpected = 0
-    while any(one.poll() is None for one in (agent, server, *others)):
+    while any(one.poll() is None for one in (agent, server, *_running(others))):
         if passed < len(signals):
             passed += 1
-            for one in (agent, *others):
+            for one in (agent, *_running(others)):
                 if one.poll() is None:
                     one.send_signal(signal.SIGTERM)
-        ended = next((one for one in others if one.poll() is not None), None)
-        if ended is not None and not signals:
-            unexpected = ended.returncode or 1
-            signals.append(signal.SIGTERM)
+        if others is not None and not signals:
+            others.attend()
         if server.poll() is not None and agent.poll() is None and not signals:
+            logger.error("the server ended with status %d, and so does everything else", server.returncode)
             unexpected = server.returncode or 1
             signals.append(signal.SIGTERM)
         if agent.poll() is not None and server.poll() is None:
             if not signals:
+                logger.error("the agent ended with status %d, and so does everything else", agent.returncode)
                 unexpected = agent.returncode or 1
                 signals.append(signal.SIGTERM)
                 continue
-            if any(one.poll() is None for one in others):
+            if any(one.poll() is None for one in _running(others)):
                 time.sleep(0.1)
                 continue  # what they publish is to be seen by whoever asks the server last
             server.terminate()
@@ -270,6 +290,10 @@ def _attend(
                 server.kill()
         time.sleep(0.1)
     return unexpected
+
+
+def _running(others: _Others | None) -> list[subprocess.Popen[bytes]]:
+    return [] if others is None else [others.process]
 
 
 def _follow_parent() -> int | None:

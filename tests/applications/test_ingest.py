@@ -519,6 +519,8 @@ def test_a_failed_ingest_is_tried_again_from_the_bundle_that_was_kept(
         assert state_of(zerog, job_id) == state_of(zerog, made["job_id"]), "the old one answers for its successor"
         assert archived(zerog, made["job_id"]) == bundles.FILES and not archived(zerog, job_id)
         assert f"as job {made['job_id']}" in command(zerog, "retry", "--job-id", str(job_id), status=1)
+        by_hand = ("--state", "OK", "--task", "open tar", "--task-percent", "1")
+        assert f"as job {made['job_id']}" in command(zerog, "job", "--job-id", str(job_id), *by_hand, status=1)
         assert "succeeded" in command(zerog, "retry", "--job-id", str(made["job_id"]), status=1)
         record = zerog.client.get(f"/jobs/{job_of(zerog, made['job_id'])['uuid']}").json()
         assert record["retriedFrom"]["href"] == f"/jobs/{job_of(zerog, job_id)['uuid']}"
@@ -927,6 +929,31 @@ def test_a_folder_that_cannot_be_a_bundle_is_refused_by_name(zerog: Deployment, 
         status=2,
     )  # fmt: skip
     assert word in said and not output.exists()
+
+
+def test_a_bundle_is_written_into_no_device(zerog: Deployment, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    device = tmp_path / "device"
+    os.mkfifo(device)
+    said = command(
+        zerog, "bundle", str(tmp_path), "--submitter", "s", "--project", "p", "--instrument", "i", "--output", str(device),
+        status=2,
+    )  # fmt: skip
+    assert "is no regular file" in said and device.is_fifo()
+
+
+@pytest.mark.requirement("I8", "I11")
+def test_a_source_that_is_replaced_after_it_was_copied_stays(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    with ingesting(tmp_path, request, PAIRS[0]) as zerog:
+        zerog.start_agent(failpoint="own.ingest.before_unlink=pause:2")
+        entry = source(zerog, "a", b"old")
+        job_id = move(zerog, entry)
+        wait_for(zerog, lambda: archived(zerog, job_id) == {"moved/a": b"old"}, "the copy")
+        path = Path(entry["source"])
+        (path.parent / "new").write_bytes(b"new and not in the archive")
+        (path.parent / "new").replace(path)
+        assert ended(zerog, job_id)["state"] == "OK"
+        assert path.read_bytes() == b"new and not in the archive"
 
 
 def test_a_bundle_that_is_refused_or_fails_is_exit_status_1(request: pytest.FixtureRequest, tmp_path: Path) -> None:

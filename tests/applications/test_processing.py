@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.deployment import Deployment, answers
@@ -23,6 +24,8 @@ from tests.documented import run_session
 from tests.services import Beanstalkd, Process, free_port, wait_until
 from zerog.chaos.site import until
 from zerog.datastore.faulty import Faults
+from zerog.datastore.sqlite import SQLiteDatastore
+from zerog.documents import OwnDocuments
 
 PAIRS = [("sqlite", "sqlite"), ("couchbase", "beanstalkd")]
 EVERY_DAY = PAIRS[1:]
@@ -428,6 +431,38 @@ def test_jobs_that_are_cancelled_or_break_end_with_one_result_and_free_their_req
             assert execute(zerog, one).status_code == 201, "it is free"
 
 
+@pytest.mark.requirement("S9", "S10")
+def test_a_job_that_is_submitted_past_the_gateway_fails_and_changes_nothing(zerog: Deployment) -> None:
+    one = create(zerog)
+    past = zerog.wait(zerog.submit("processing-execution", {"request": one, "force_error": False}))
+    assert (past["state"], past["resultCode"]) == ("failed", 409)
+    nowhere = {"request": str(uuids.uuid4()), "force_error": False}
+    assert zerog.wait(zerog.submit("processing-execution", nowhere))["resultCode"] == 404
+    cancelled = execute(zerog, one).json()["id"]
+    zerog.client.post(f"/jobs/{cancelled}/cancel")
+    wait_for_results(zerog, one, 1)
+    again = zerog.client.post(f"/jobs/{cancelled}/retry")
+    if again.status_code == 202:  # it may have succeeded before the cancel came
+        assert zerog.wait(again.json()["uuid"])["state"] == "failed"
+        assert execute(zerog, one).status_code == 201
+        assert len(wait_for_results(zerog, one, 2)) == 2
+
+
+@pytest.mark.requirement("S9")
+def test_an_execution_whose_document_is_gone_ends_all_the_same(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Whoever tidied up took it for one that never became active, a moment before it did."""
+    with processing(tmp_path, request, PAIRS[0]) as zerog:
+        one = create(zerog, "precious")
+        made = execute(zerog, one).json()
+        store = SQLiteDatastore(tmp_path / "var" / "zerog.db", "zerog", 5)
+        OwnDocuments(store, "workers.processing").remove(f"execution:{made['id']}")
+        store.close()
+        zerog.start_agent()
+        (result,) = wait_for_results(zerog, one, 1)
+        assert result["execution"] == made and result["is_success"]
+        assert zerog.client.get(made["href"]).json() == made
+
+
 @pytest.mark.requirement("S9")
 def test_while_the_queue_is_away_an_execution_is_made_and_runs_later(
     request: pytest.FixtureRequest, tmp_path: Path
@@ -609,6 +644,15 @@ def test_one_command_brings_all_up_on_port_5003(tmp_path: Path) -> None:
         )
         assert "127.0.0.1:5003" in made.log("processing")
         if up.popen.poll() is None:
+            listener = next(
+                one for one in psutil.Process(up.pid).children() if "processing-results" in " ".join(one.cmdline())
+            )
+            listener.kill()
+            again = "consumers' process ended with status -9, and is started again"
+            wait_until(
+                lambda: made.log("processing").count("runs the consumer processing-results") == 2, 20, "it again"
+            )
+            assert again in made.log("processing") and up.popen.poll() is None
             assert up.terminate() == 0
             assert "consumer stopped" in made.log("processing")
     finally:

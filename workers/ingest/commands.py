@@ -23,7 +23,7 @@ import zerog
 from workers.ingest.metadata import DATA, MAX_METADATA, NAME
 from workers.ingest.services import ServiceError, asked, shown
 from workers.ingest.steps import JOB_TYPES, TASKS, set_by_hand, state_of
-from workers.ingest.tar import BadBundle, Names, checked_path
+from workers.ingest.tar import BadBundle, Names, checked_path, show
 from workers.ingest.volume import Volume
 from zerog.server import iso
 
@@ -93,6 +93,7 @@ def job(
     """Set the state of a job by hand; a job that goes on is cancelled, and nothing that it does changes that state."""
     with zerog.commands.opened(_APPLICATION, config, flags, verbose) as opened:
         record = _ingest_with(opened.manager, job_id)
+        _refuse_retried(opened.manager, record)
         by_hand = {
             "state": state,
             "task": task,
@@ -112,9 +113,7 @@ def retry(job_id: int, config: str | None, verbose: bool, **flags: Any) -> None:
     with zerog.commands.opened(_APPLICATION, config, flags, verbose) as opened:
         manager = opened.manager
         record = _ingest_with(manager, job_id)
-        following = manager.successor(record.uuid)
-        if following is not None:
-            raise _No(f"job {job_id} was tried again already, as job {following.number}")
+        _refuse_retried(manager, record)
         if str(record.state) not in ("failed", "cancelled"):
             raise _No(f"job {job_id} is {record.state}: only one that failed or was cancelled can be tried again")
         if not Volume(opened.settings.volume).bundle(str(record.parameters["bundle"])).exists():
@@ -134,6 +133,12 @@ def _ingest_with(manager: Any, number: int) -> Any:
     if record.job_type not in JOB_TYPES:
         raise _No(f"job {number} is no ingest: its type is {record.job_type}")
     return record
+
+
+def _refuse_retried(manager: Any, record: Any) -> None:
+    following = manager.successor(record.uuid)
+    if following is not None:
+        raise _No(f"job {record.number} was tried again already, as job {following.number}")
 
 
 def _print(state: Mapping[str, Any]) -> None:
@@ -253,6 +258,10 @@ def bundle(
 
     Exit status: 0 accepted, and ingested with --wait; 1 it failed, or was refused; 2 the folder cannot be a bundle.
     """
+    if output is not None and wait:
+        raise click.UsageError("--output sends nothing that could be waited for: it excludes --wait")
+    if output is not None and output.exists() and not output.is_file():
+        raise click.UsageError(f"{show(os.fsencode(output))} is no regular file")
     sources = _sources(folder)
     head = [
         {"destinationTable": "Transactions.submitter", "value": submitter},
@@ -306,12 +315,14 @@ def _sources(folder: Path) -> list[_Source]:
             path = Path(place) / name
             state = path.lstat()
             if not stat.S_ISREG(state.st_mode):
-                raise click.UsageError(f"{path} is no regular file: links and special files cannot be in a bundle")
+                raise click.UsageError(
+                    f"{show(os.fsencode(path))} is no regular file: links and special files cannot be in a bundle"
+                )
             inside = path.relative_to(folder).as_posix()
             try:
                 names.enter(checked_path(os.fsencode(DATA + inside)), False)
             except BadBundle as error:
-                raise click.UsageError(f"{path} cannot be in a bundle: {error}") from error
+                raise click.UsageError(f"it cannot be in a bundle: {error}") from error
             found.append(_Source(path, inside, state.st_size, state.st_mtime, state.st_ctime))
     if not found:
         raise click.UsageError(f"there are no files in {folder}")

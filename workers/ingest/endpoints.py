@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +19,8 @@ from workers.ingest.settings import Settings
 from workers.ingest.steps import INGEST, JOB_TYPES, MOVE, UPLOADING, newest_of, state_of, state_view
 from workers.ingest.volume import Exists, Part, Volume
 from zerog.server import Answer, Problem, iso
+
+logger = logging.getLogger(__name__)
 
 #: Bytes that are gathered before they are written.
 _GATHERED = 1024 * 1024
@@ -59,10 +61,12 @@ class _Upload(zerog.server.Endpoint):
     @classmethod
     def serving(cls, settings: Any) -> None:
         """Remove what uploads have left that a server before this one received."""
-        with suppress(OSError):  # it is said when somebody uploads
-            volume = Volume(settings.volume)
+        volume = Volume(settings.volume)
+        try:
             volume.prepare()
             volume.sweep()
+        except OSError as error:
+            logger.error("the volume cannot be used, and uploads are refused: %s: %s", volume.root, error.strerror)
 
     @property
     def volume(self) -> Volume:

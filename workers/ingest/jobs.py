@@ -362,7 +362,7 @@ def _open_source(listed: Listed, roots: Sequence[Path]) -> int:
     source = listed.source
     shown = tar.show(source.encode("utf-8", "replace"))
     if "\0" in source or not Path(source).is_absolute():
-        raise Bad(f"{shown}: a source must be an absolute path")
+        raise Bad(f"{shown}: a source must be an absolute path, without a zero byte")
     real = Path(os.path.realpath(source))
     if not any(real.is_relative_to(root) for root in roots):
         raise Bad(f"{shown} is not inside a folder that files may be moved from")
@@ -380,7 +380,7 @@ def _open_source(listed: Listed, roots: Sequence[Path]) -> int:
     state = os.fstat(descriptor)
     if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
         os.close(descriptor)
-        raise Bad(f"{shown} is no regular file, or has other names too")
+        raise Bad(f"{shown} " + ("has other names too" if stat.S_ISREG(state.st_mode) else "is no regular file"))
     return descriptor
 
 

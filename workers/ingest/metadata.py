@@ -63,7 +63,7 @@ def read(data: bytes, sources: bool = False) -> Metadata:
     entries = _list_of(data)
     transaction: dict[str, Any] = {}
     files: dict[str, Listed] = {}
-    names = Names()
+    names, taken = Names(), set[str | None]()
     for place, entry in enumerate(entries):
         table = entry.get("destinationTable")
         if not isinstance(table, str) or not table:
@@ -73,7 +73,10 @@ def read(data: bytes, sources: bool = False) -> Metadata:
                 raise BadMetadata(f"{table} is there twice")
             if "value" not in entry:
                 raise BadMetadata(f"entry {place}: {table} has no value")
-            transaction[table] = entry["value"]
+            value = entry["value"]
+            if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+                raise BadMetadata(f"entry {place}: the value of {table} must be a text or a whole number")
+            transaction[table] = value
         elif table == KEY_VALUES:
             for name in ("key", "value"):
                 if name not in entry:
@@ -84,6 +87,9 @@ def read(data: bytes, sources: bool = False) -> Metadata:
                 names.enter(DATA + listed.path, False)
             except BadBundle as error:
                 raise BadMetadata(f"entry {place}: {error}") from error
+            if listed.source is not None and listed.source in taken:
+                raise BadMetadata(f"entry {place}: its source is that of another entry too")
+            taken.add(listed.source)
             files[listed.path] = listed
     for table in TRANSACTION:
         if table not in transaction:
@@ -92,14 +98,24 @@ def read(data: bytes, sources: bool = False) -> Metadata:
 
 
 def _list_of(data: bytes) -> list[dict[str, Any]]:
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise BadMetadata("the metadata begin with a byte order mark")
     try:
         entries = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     except UnicodeDecodeError as error:
         raise BadMetadata("the metadata are not UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise BadMetadata(f"the metadata are not JSON: {error}") from error
+    except RecursionError as error:
+        raise BadMetadata("the metadata are not JSON that can be read: too much is nested") from error
+    except ValueError as error:
+        why = "a number has too many digits" if "set_int_max_str_digits" in str(error) else str(error)
+        raise BadMetadata(f"the metadata are not JSON: {why}") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise BadMetadata("the metadata are no list of objects")
+    for place, entry in enumerate(entries):
+        try:
+            json.dumps(entry, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise BadMetadata(f"entry {place}: a text holds half a surrogate pair") from error
     return entries
 
 
@@ -122,6 +138,8 @@ def _file(entry: Mapping[str, Any], place: int, sources: bool) -> Listed:
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise BadMetadata(f"entry {place}: {FILES} needs size, a whole number, 0 or more")
     subdir, name = entry["subdir"].removesuffix("/"), entry["name"]
+    if entry["subdir"].startswith("/"):
+        raise BadMetadata(f"entry {place}: subdir must be relative")
     if not name or "/" in name or name in (".", ".."):
         raise BadMetadata(f"entry {place}: {show(name.encode('utf-8', 'replace'))} is no name of a file")
     try:

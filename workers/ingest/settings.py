@@ -26,13 +26,21 @@ def _url(value: str | None) -> str | None:
     return value
 
 
+def _named(value: object) -> object:
+    if value == "":
+        raise ValueError("the path of a folder")
+    return value
+
+
 Url = Annotated[str | None, AfterValidator(_url)]
 
 
 class Settings(BaseModel):
     """The settings."""
 
-    volume: Path = Field(Path("var/ingest"), description="folder of bundles and archive, shared by servers and agents")
+    volume: Annotated[Path, BeforeValidator(_named)] = Field(
+        Path("var/ingest"), description="folder of bundles and archive, shared by servers and agents"
+    )
     sources: Annotated[list[Path], BeforeValidator(_paths), AfterValidator(_absolute)] = Field(
         [], description="folders from which /move may take files; none: /move is refused"
     )

@@ -154,10 +154,13 @@ class Executions(_Gateway):
         try:
             return self.made(self.requests.execute(request["id"], id, document), False)
         except Refused as refused:
-            extra = {"results": {"href": f"/requests/{request['id']}/results"}}
-            raise Problem(
-                409, str(refused), refused.code, **(extra if refused.code == "already_succeeded" else {})
-            ) from refused
+            # Where to look: at the one that is active, or at what came of the others.
+            here = f"/requests/{request['id']}"
+            if refused.execution is not None:
+                extra = {"execution": {"href": f"{here}/executions/{refused.execution}"}}
+            else:
+                extra = {"results": {"href": f"{here}/results"}}
+            raise Problem(409, str(refused), refused.code, **extra) from refused
 
     def _known(self, request: dict[str, Any], id: str, fingerprint: str) -> dict[str, Any] | None:
         """Return the execution that an earlier request with the same key has made."""

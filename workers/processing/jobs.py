@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import zerog
 from workers.processing.rules import (
@@ -45,7 +45,12 @@ class Execute(zerog.Job):
 
     def run(self, context: zerog.Context) -> dict[str, Any]:
         """Take the simulated time, then fail if that is wanted, or return the outputs."""
-        request, _ = context.documents.get(f"request:{self.request}")
+        try:
+            request, _ = context.documents.get(f"request:{self.request}")
+        except zerog.NotFound as error:
+            raise zerog.Fail("there is no such processing request", code=404) from error
+        if request["active"] != context.uuid:  # somebody has submitted the job itself: the rules hold for that too
+            raise zerog.Fail("this job is not the active execution of the processing request", code=409)
         begun, seconds = time.monotonic(), context.settings.seconds
         while (gone := time.monotonic() - begun) < seconds and not context.cancelled:
             context.progress(gone / seconds)
@@ -76,8 +81,8 @@ class Outcomes(zerog.Consumer):
         if entry.topic == INTENTS:
             try:
                 intent = Intent.model_validate(entry.value)
-            except ValueError as error:
-                raise zerog.Fail(f"it is no intent: {error}") from error
+            except ValidationError as error:
+                raise zerog.Fail(f"it is no intent: {first_fault(error)}") from error
             age = max(0.0, self.manager.clock.now() - entry.at)
             requests.look_after(intent.model_dump(), age, self._announced)
         elif entry.value["jobType"] == JOB_TYPE:
@@ -101,14 +106,21 @@ class Results(zerog.Consumer):
         """Store a result."""
         try:
             result = Result.model_validate(entry.value)
-        except ValueError as error:
-            raise zerog.Fail(f"it is no result: {error}") from error
+        except ValidationError as error:
+            raise zerog.Fail(f"it is no result: {first_fault(error)}") from error
         if result.is_success != (entry.topic == SUCCESSES):
             raise zerog.Fail(f"is_success is {result.is_success} in the topic {entry.topic}")
         try:
             Requests(self).keep(entry.value)
         except zerog.NotFound as error:
             raise zerog.Fail("there is no such processing request") from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """Return the first thing that is wrong with a message."""
+    fault = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    where = "/".join(str(part) for part in fault["loc"])
+    return f"{where}: {fault['msg']}" if where else str(fault["msg"])
 
 
 class Intent(BaseModel):

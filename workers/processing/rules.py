@@ -64,9 +64,11 @@ class Ground(Protocol):
 class Refused(Exception):
     """No execution can be made: ``code`` says why."""
 
-    def __init__(self, code: str, detail: str) -> None:
+    def __init__(self, code: str, detail: str, execution: str | None = None) -> None:
         super().__init__(detail)
         self.code = code
+        #: The execution that is active, if one is.
+        self.execution = execution
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ class Requests:
             raise Refused(
                 "active_execution",
                 f"the execution {request['active']} of this request is active; there is one at a time",
+                request["active"],
             )
         if request["succeeded"] is not None:
             raise Refused(

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from zerog import codec
 from zerog.clock import to_iso
 from zerog.consumer import FINISHED, is_topic
-from zerog.exceptions import Forbidden, InvalidParameters, UnknownTopic
+from zerog.exceptions import Forbidden, InvalidParameters, Problem, UnknownTopic
 from zerog.server.collection import LIMIT
 from zerog.server.consumers import check_sees_topics
 from zerog.server.endpoint import Answer, Endpoint, Parameter, ranged
@@ -44,7 +44,7 @@ class Topic(Endpoint):
             raise UnknownTopic(f"there is no topic {codec.printable(self.topic, 100)}")
         check_sees_topics(self)
         if self.topic == FINISHED and self.request.method == "POST":
-            raise Forbidden(f"{FINISHED} is written by ZeroG alone")
+            raise Problem(403, f"{FINISHED} is written by ZeroG alone", Forbidden.code)
 
     async def get(self) -> Answer:
         """Show the messages after a number, the oldest first."""
