@@ -197,6 +197,29 @@ def test_a_request_is_executed_until_it_succeeds_and_the_results_are_as_document
     assert letters(zerog, request) == [], "that an execution fails is nothing unexpected"
 
 
+def curl(zerog: Deployment, path: str, body: Any = None) -> Any:
+    """Ask as the document says: curl, a URI, and for a POST its JSON."""
+    more = ["-X", "POST", "-H", "Content-type: application/json", "-d", json.dumps(body)] if body is not None else []
+    command = ["curl", "--silent", "--show-error", "--fail-with-body", *more, f"{zerog.url}{path}"]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout)
+
+
+@pytest.mark.requirement("S13", "S14", "S16", "S17")
+def test_the_conversation_of_the_document_key_by_key_and_type_by_type(zerog: Deployment) -> None:
+    made = curl(zerog, "/requests", {"payload": PAYLOAD})
+    check_like(EXECUTION["processing_request"], made)
+    assert made["payload"] == PAYLOAD
+    for count, force_error in enumerate((True, False), 1):
+        execution = curl(zerog, f"/requests/{made['id']}/executions", {"force_error": force_error})
+        check_like({**EXECUTION, "force_error": force_error}, execution)
+        wait_for_results(zerog, made["id"], count)
+    shown = curl(zerog, f"/requests/{made['id']}/results")
+    good = {**RESULT, "is_success": True, "outputs": {"message": "pong"}}
+    check_like([RESULT, good], shown["results"])
+    assert [one["is_success"] for one in shown["results"]] == [False, True]
+    assert set(shown) - {"href"} == {"results"}
+
+
 @pytest.mark.requirement("S9")
 def test_there_is_one_active_execution_at_a_time(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Twenty at once, on two servers, again and again: exactly one wins."""
