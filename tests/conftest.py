@@ -33,6 +33,7 @@ LONGEST = (
 IN_TURN = (
     "test_failpoints.py", "test_whole_path.py", "test_takeover.py", "agent/test_agents.py", "test_consumers.py",
     "test_ingest.py", "test_outages.py", "test_pipeline.py", "test_own_documents.py", "test_masters.py", "test_batch.py",
+    "server/test_agents.py",
 )  # fmt: skip
 PLACES = {
     *("sqlite-sqlite", "sqlite-beanstalkd", "couchbase-sqlite", "couchbase-beanstalkd"),

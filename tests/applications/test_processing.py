@@ -31,7 +31,7 @@ PAIRS = [("sqlite", "sqlite"), ("couchbase", "beanstalkd")]
 EVERY_DAY = PAIRS[1:]
 FULL = bool(os.environ.get("TESTS_FULL"))
 #: How often twenty execute one request at once.
-ROUNDS = 100 if FULL else 40
+ROUNDS = 100 if FULL else 25
 
 #: What the processing server's own documentation shows, key by key; the times are of another form there.
 EXECUTION = json.loads("""
