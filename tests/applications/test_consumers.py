@@ -104,6 +104,8 @@ def test_messages_are_handled_in_order_each_once_and_at_once(zerog: Deployment) 
     assert shown["application"] == "tests.following" and shown["holder"]
     assert next(one for one in shown["topics"] if one["name"] == "readings")["behind"] == 0
     assert shown["name"] in {one["name"] for one in zerog.client.get("/consumers").json()["items"]}
+    page = zerog.client.get("/consumers", headers={"Accept": "text/html"})
+    assert page.status_code == 200 and '<a href="/topics/readings">readings</a>' in page.text
 
 
 @pytest.mark.requirement("S5")

@@ -25,7 +25,7 @@ class Consumers(Endpoint):
     async def get(self) -> Answer:
         """Show the consumers, and how many messages each is behind."""
         items = await self.off_loop(self._views)
-        return Answer({"items": items, "next": None, "href": self.request.uri}, page="list")
+        return Answer({"items": items, "next": None, "href": self.request.uri}, page="consumers")
 
     def _views(self) -> list[dict[str, Any]]:
         return [shown(self, one) for one in self.manager.consumers.all()]

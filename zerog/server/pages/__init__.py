@@ -36,6 +36,7 @@ _TEMPLATES: Mapping[str, str] = {
     "history": "list.html",
     "commands": "list.html",
     "messages": "list.html",
+    "consumers": "consumers.html",
     "problem": "problem.html",
 }
 
