@@ -73,7 +73,8 @@ class Ready(Endpoint):
     async def get(self) -> Answer:
         """Ask store and queue; only the store decides."""
         # In threads that nothing else uses: whether the store is there must not depend on who else waits for what.
-        store = await self._asked(self.manager.store.probe, self.services.probes)
+        # A server that has not heard yet whether there are tokens refuses everybody: it is not ready either.
+        store = await self._asked(self.manager.store.probe, self.services.probes) and self._knows_tokens()
         queue = not self.manager.queue_away and await self._asked(self._queue, self.services.pool)
         body = {
             "status": "ok" if store and queue else "degraded" if store else "unavailable",
@@ -83,6 +84,12 @@ class Ready(Endpoint):
         if self._stranger():
             body = {"status": body["status"]}
         return Answer(body, 200 if store else 503)
+
+    def _knows_tokens(self) -> bool:
+        try:
+            return self.services.tokens.on is not None
+        except StoreUnavailable:
+            return False
 
     def _stranger(self) -> bool:
         """Return whether tokens are on and whoever asks has none."""
