@@ -329,12 +329,12 @@ class Move(zerog.Job):
             for listed in found.files.values():
                 descriptor = _open_source(listed, roots)
                 try:
-                    size = os.fstat(descriptor).st_size
-                    sources[os.path.realpath(str(listed.source))] = identity_of(os.fstat(descriptor))
+                    state = os.fstat(descriptor)
                 finally:
                     os.close(descriptor)
-                if size != listed.size:
-                    raise Bad(f"{listed.source} has {size} bytes, and the metadata say {listed.size}")
+                sources[os.path.realpath(str(listed.source))] = identity_of(state)
+                if state.st_size != listed.size:
+                    raise Bad(f"{listed.source} has {state.st_size} bytes, and the metadata say {listed.size}")
                 work.files[listed.path] = (listed, lambda listed=listed: _source_pieces(listed, roots))  # type: ignore[misc]
             Volume(work.settings.volume).note_sources(work.context.uuid, sources)
             work.take_ids(len(work.files))

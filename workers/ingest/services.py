@@ -176,13 +176,6 @@ class KeptMetadata:
             write(self._documents, f"metadata:{uuid}:{number}", piece)
         write(self._documents, f"metadata:{uuid}", {"pieces": len(pieces), "complete": True})
 
-    def get(self, uuid: str) -> list[dict[str, Any]]:
-        """Return what was written; ``NotFound`` if nothing was."""
-        count = self._documents.get(f"metadata:{uuid}")[0]["pieces"]
-        text = "".join(self._documents.get(f"metadata:{uuid}:{number}")[0] for number in range(count))
-        found: list[dict[str, Any]] = json.loads(text)
-        return found
-
     def remove(self, uuid: str) -> None:
         """Remove what was written, if anything was."""
         try:

@@ -207,7 +207,7 @@ class Requests:
             )
         failures, maximum = request["failures"], self.ground.settings.max_failures
         if failures >= maximum:
-            letter = self._letter(request, {key: document[key] for key in ("force_error", "creation_date")})
+            letter = self._letter(request, document)
             self.ground.manager.topics.publish(DEAD_LETTERS, letter, f"refused:{document['id']}")
             raise Refused(
                 "too_many_failures",
@@ -215,10 +215,11 @@ class Requests:
                 "letters",
             )
 
-    def _letter(self, request: Mapping[str, Any], attempt: Mapping[str, Any]) -> dict[str, Any]:
+    def _letter(self, request: Mapping[str, Any], execution: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the dead letter of an execution that was refused, or broke."""
         shown = self.executions(request)
         return {
-            "attempt": dict(attempt),
+            "attempt": {key: execution[key] for key in ("force_error", "creation_date")},
             "processing_request": request_view(request),
             "last_execution": shown[-1] if shown else None,
             "failures": request["failures"],
@@ -273,8 +274,7 @@ class Requests:
         result = self._result(record, execution, outputs)
         topics.publish(FAILURES if outputs is None else SUCCESSES, result, record.uuid)
         if broken:
-            attempt = {key: execution[key] for key in ("force_error", "creation_date")}
-            letter = {**self._letter(request, attempt), "last_execution": execution}
+            letter = {**self._letter(request, execution), "last_execution": execution}
             topics.publish(DEAD_LETTERS, letter, f"broken:{record.uuid}")
 
     def _result(self, record: Any, execution: Mapping[str, Any], outputs: Any | None) -> dict[str, Any]:

@@ -117,8 +117,11 @@ class Submitting(Waiting):
         principal: str = "",
         uuid: str | None = None,
     ) -> JobRecord:
-        """Check parameters, store a job and return its record; with a ``uuid``, or a ``key``, that one was made for
-        before the job that there is, or ``IdempotencyKeyReused`` if it is another one."""
+        """Check parameters, store a job and return its record.
+
+        Where the ``uuid``, or the ``key``, has made a job before, that one comes back; ``IdempotencyKeyReused`` if it
+        is for something else.
+        """
         checked = self.registry.validate(job_type, codec.canonical(parameters))
         if uuid is not None:
             key = uuid
