@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 from tests.described import check_described
 from tests.services import ROOT, Beanstalkd, CouchbaseServer, Process, free_port, wait_until
@@ -178,6 +179,26 @@ def deployed(folder: Path, *arguments: Any, **more: Any) -> Iterator[Deployment]
         yield deployment.start()
     finally:
         deployment.close()
+
+
+@contextmanager
+def over_pair(
+    folder: Path, request: pytest.FixtureRequest, pair: tuple[str, str], applications: str, **settings: Any
+) -> Iterator[Deployment]:
+    """Give a server over a pair of store and queue, with a beanstalkd of its own, and end all of it afterwards."""
+    store, queue = pair
+    beanstalkd = Beanstalkd(folder / "beanstalkd").start() if queue == "beanstalkd" else None
+    made = Deployment(
+        folder, store, queue, applications=applications, beanstalkd=beanstalkd,
+        couchbase=request.getfixturevalue("couchbase") if store == "couchbase" else None, http=False, **settings,
+    )  # fmt: skip
+    try:
+        made.start_server()
+        yield made
+    finally:
+        made.close()
+        if beanstalkd is not None:
+            beanstalkd.stop()
 
 
 def children(agent_pid: int) -> list[psutil.Process]:

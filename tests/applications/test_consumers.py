@@ -17,8 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.deployment import Deployment
-from tests.services import Beanstalkd
+from tests.deployment import Deployment, over_pair
 from zerog.chaos.site import until
 
 PAIRS = [("sqlite", "sqlite"), ("couchbase", "beanstalkd")]
@@ -28,20 +27,9 @@ PAIRS = [("sqlite", "sqlite"), ("couchbase", "beanstalkd")]
 def following(
     folder: Path, request: pytest.FixtureRequest, pair: tuple[str, str], **settings: Any
 ) -> Iterator[Deployment]:
-    store, queue = pair
-    beanstalkd = Beanstalkd(folder / "beanstalkd").start() if queue == "beanstalkd" else None
-    made = Deployment(
-        folder, store, queue, applications="tests.following", beanstalkd=beanstalkd,
-        couchbase=request.getfixturevalue("couchbase") if store == "couchbase" else None,
-        following_ledger=folder / "ledger.txt", http=False, **settings,
-    )  # fmt: skip
-    try:
-        made.start_server()
+    ledger = folder / "ledger.txt"
+    with over_pair(folder, request, pair, "tests.following", following_ledger=ledger, **settings) as made:
         yield made
-    finally:
-        made.close()
-        if beanstalkd is not None:
-            beanstalkd.stop()
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: "-".join(pair))

@@ -27,9 +27,9 @@ import pytest
 
 from tests import bundles
 from tests.applications.test_bundles import mutated, walked
-from tests.deployment import Deployment
+from tests.deployment import Deployment, over_pair
 from tests.documented import run_session
-from tests.services import ROOT, Beanstalkd, wait_until
+from tests.services import ROOT, wait_until
 from zerog.chaos.site import until
 
 PAIRS = [("sqlite", "sqlite"), ("couchbase", "beanstalkd")]
@@ -43,21 +43,11 @@ KEYS = ["job_id", "state", "task", "task_percent", "updated", "created", "except
 def ingesting(
     folder: Path, request: pytest.FixtureRequest, pair: tuple[str, str], **settings: Any
 ) -> Iterator[Deployment]:
-    store, queue = pair
-    beanstalkd = Beanstalkd(folder / "beanstalkd").start() if queue == "beanstalkd" else None
-    (folder / "sources").mkdir(parents=True, exist_ok=True)
-    made = Deployment(
-        folder, store, queue, applications="workers.ingest", beanstalkd=beanstalkd,
-        couchbase=request.getfixturevalue("couchbase") if store == "couchbase" else None,
-        http=False, **{"ingest_volume": folder / "volume", "ingest_sources": folder / "sources", **settings},
-    )  # fmt: skip
-    try:
-        made.start_server()
+    sources = folder / "sources"
+    sources.mkdir(parents=True, exist_ok=True)
+    wanted = {"ingest_volume": folder / "volume", "ingest_sources": sources, **settings}
+    with over_pair(folder, request, pair, "workers.ingest", **wanted) as made:
         yield made
-    finally:
-        made.close()
-        if beanstalkd is not None:
-            beanstalkd.stop()
 
 
 @pytest.fixture(scope="module", params=EVERY_DAY, ids="-".join)

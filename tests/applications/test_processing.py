@@ -19,9 +19,9 @@ import httpx
 import psutil
 import pytest
 
-from tests.deployment import Deployment, answers
+from tests.deployment import Deployment, answers, over_pair
 from tests.documented import run_session
-from tests.services import Beanstalkd, Process, free_port, wait_until
+from tests.services import Process, free_port, wait_until
 from zerog.chaos.site import until
 from zerog.datastore.faulty import Faults
 from zerog.datastore.sqlite import SQLiteDatastore
@@ -68,22 +68,11 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 def processing(
     folder: Path, request: pytest.FixtureRequest, pair: tuple[str, str], listener: bool = True, **settings: Any
 ) -> Iterator[Deployment]:
-    store, queue = pair
-    beanstalkd = Beanstalkd(folder / "beanstalkd").start() if queue == "beanstalkd" else None
-    made = Deployment(
-        folder, store, queue, applications="workers.processing", beanstalkd=beanstalkd,
-        couchbase=request.getfixturevalue("couchbase") if store == "couchbase" else None,
-        http=False, **{"processing_seconds": "0.1", **settings},
-    )  # fmt: skip
-    try:
-        made.start_server()
+    wanted = {"processing_seconds": "0.1", **settings}
+    with over_pair(folder, request, pair, "workers.processing", **wanted) as made:
         if listener:
             made.start_daemon("processing", "listener")
         yield made
-    finally:
-        made.close()
-        if beanstalkd is not None:
-            beanstalkd.stop()
 
 
 @pytest.fixture(scope="module", params=EVERY_DAY, ids="-".join)
