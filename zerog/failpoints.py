@@ -5,7 +5,7 @@
 * ``kill`` ends the process with SIGKILL;
 * ``raise`` raises ``FailpointHit``, at a point that is named ``…_fails`` or ``…_lost`` what the store or the queue
   would raise;
-* ``pause:SECONDS`` stops the thread;
+* ``pause:SECONDS`` stops the thread, ``until:FILE`` until there is such a file, a minute at most;
 * ``applied`` and ``not_applied``, at points that are named ``…_ambiguous``, do what stands there or leave it, and then
   claim not to know.
 
@@ -69,8 +69,12 @@ POINTS = {
 #: What the points of applications begin with: ``zerog.failpoint("ingest.after_spool")`` is ``own.ingest.after_spool``.
 OWN = "own."
 
+#: Seconds after which ``until`` goes on without the file: a test that died must not keep a process for ever.
+_LONGEST_WAIT = 60
+
 _RULE = re.compile(
-    r"(?P<point>[a-z_.]+)=(?P<action>kill|raise|applied|not_applied|pause:(?P<seconds>[0-9]+(\.[0-9]+)?))"
+    r"(?P<point>[a-z_.]+)=(?P<action>kill|raise|applied|not_applied|pause:(?P<seconds>[0-9]+(\.[0-9]+)?)"
+    r"|until:(?P<file>[^,@]+))"
     r"(@(?P<hit>[1-9][0-9]*))?"
 )
 
@@ -83,6 +87,7 @@ class FailpointHit(Exception):
 class _Rule:
     action: str
     seconds: float
+    file: str
     hit: int | None
     hits: int = 0
 
@@ -100,7 +105,9 @@ def arm(text: str | None, only: Collection[str] | None = None) -> list[str]:
     for part in filter(None, (part.strip() for part in (text or "").split(","))):
         match = _RULE.fullmatch(part)
         if match is None:
-            raise BadSetting(f"{VARIABLE}: {part!r} is not point=kill|raise|pause:SECONDS|applied|not_applied[@n]")
+            raise BadSetting(
+                f"{VARIABLE}: {part!r} is not point=kill|raise|pause:SECONDS|until:FILE|applied|not_applied[@n]"
+            )
         point, action = match["point"], match["action"].partition(":")[0]
         if point not in POINTS and not point.startswith(OWN):
             raise BadSetting(f"{VARIABLE}: there is no point {point!r}")
@@ -108,7 +115,7 @@ def arm(text: str | None, only: Collection[str] | None = None) -> list[str]:
             raise BadSetting(f"{VARIABLE}: {action} is not possible at {point}")
         if only is None or point in only or point.startswith(OWN):
             hit = int(match["hit"]) if match["hit"] else None
-            armed.setdefault(point, []).append(_Rule(action, float(match["seconds"] or 0), hit))
+            armed.setdefault(point, []).append(_Rule(action, float(match["seconds"] or 0), match["file"] or "", hit))
     _rules.clear()
     _rules.update(armed)
     return list(armed)
@@ -156,5 +163,11 @@ def _next(point: str) -> str | None:
         os.kill(os.getpid(), signal.SIGKILL)
     if due.action == "pause":
         time.sleep(due.seconds)
+        return None
+    if due.action == "until":
+        for _ in range(_LONGEST_WAIT * 50):
+            if os.path.exists(due.file):
+                break
+            time.sleep(0.02)
         return None
     return due.action

@@ -446,9 +446,10 @@ def test_the_same_bundle_with_the_same_key_is_ingested_once(zerog: Deployment) -
 def test_the_command_of_the_document_works_literally_and_a_late_worker_cannot_undo_it(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """The job has put its files into the archive, and waits there for a while before it goes on."""
-    with ingesting(tmp_path, request, EVERY_DAY[0], grace="8s") as zerog:
-        zerog.start_agent(failpoint="own.ingest.after_commit=pause:3")
+    """The job has put its files into the archive, and goes on when the command was given."""
+    late = tmp_path / "late"
+    with ingesting(tmp_path, request, EVERY_DAY[0], grace="30s") as zerog:
+        zerog.start_agent(failpoint=f"own.ingest.after_commit=until:{late}")
         job_id = send(zerog, bundles.GOOD)["job_id"]
         wait_for(zerog, lambda: archived(zerog, job_id) == bundles.FILES, "the files in the archive")
         script = (
@@ -468,6 +469,8 @@ def test_the_command_of_the_document_works_literally_and_a_late_worker_cannot_un
             ]  # fmt: skip
 
         assert by_hand() and json.loads(done.stdout)["state"] == "FAILED"
+        assert job_of(zerog, job_id)["state"] == "running"
+        late.touch()
         wait_for(zerog, lambda: job_of(zerog, job_id)["state"] == "cancelled", "the job to be cancelled")
         wait_for(zerog, lambda: not (volume(zerog) / "archive" / str(job_id)).exists(), "the archive to be empty")
         assert by_hand() and left(zerog, "work") == []
