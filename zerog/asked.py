@@ -6,10 +6,14 @@ Children import this: it needs nothing but the standard library.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from zerog.exceptions import AlreadyExists, Conflict, NotFound
+
+#: What the key of a document can be.
+DOCUMENT_KEY = re.compile(r"[A-Za-z0-9._:-]{1,100}", re.ASCII)
 
 #: What can be wrong, by the word for it between a child and its agent.
 ERRORS: dict[str, type[NotFound] | type[AlreadyExists] | type[Conflict]] = {

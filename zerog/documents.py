@@ -7,19 +7,16 @@ application sees its own alone.
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from typing import Any
 
 from zerog import codec
-from zerog.asked import ERRORS
+from zerog.asked import DOCUMENT_KEY, ERRORS
 from zerog.datastore.base import Datastore
 from zerog.exceptions import AlreadyExists, Conflict, NotFound, StoreAmbiguous
 
 #: Bytes of JSON that a document may have.
 MAX_DOCUMENT = 512 * 1024
-
-_KEY = re.compile(r"[A-Za-z0-9._:-]{1,100}", re.ASCII)
 
 
 class OwnDocuments:
@@ -82,8 +79,8 @@ class OwnDocuments:
         return document.cas if codec.loads(document.body)["write"] == write else None
 
     def _key(self, key: str) -> str:
-        if not _KEY.fullmatch(key):
-            raise ValueError(f"a document's key is {_KEY.pattern}")
+        if not DOCUMENT_KEY.fullmatch(key):
+            raise ValueError(f"a document's key is {DOCUMENT_KEY.pattern}")
         return f"document:{self._application}:{key}"
 
 

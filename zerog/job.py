@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from zerog.asked import AskedDocuments, Documents
+from zerog.asked import DOCUMENT_KEY, AskedDocuments, Documents
 from zerog.exceptions import BadJobType
 from zerog.needs import Needs, are_labels, is_cpus, is_ram
 from zerog.parents import Parent, parents
@@ -39,6 +39,7 @@ SETTINGS = (
     "ram",
     "cpus",
     "labels",
+    "own_documents",
 )
 
 #: Bytes of JSON that a job's state may have.
@@ -86,6 +87,8 @@ class Job(BaseModel):
     ram: ClassVar[int] = 0
     cpus: ClassVar[float] = 0
     labels: ClassVar[tuple[str, ...]] = ()
+    #: Keys of documents of the application that go with the job when it is pruned; ``{uuid}`` stands for its UUID.
+    own_documents: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -164,6 +167,13 @@ def _exceptions(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(e, type) and issubclass(e, BaseException) for e in value)
 
 
+def _keys(value: Any) -> bool:
+    return isinstance(value, tuple) and all(
+        isinstance(key, str) and "{uuid}" in key and DOCUMENT_KEY.fullmatch(key.replace("{uuid}", "0" * 36))
+        for key in value
+    )
+
+
 _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("max_errors", _count, "an integer from 1 to 1,000,000"),
     ("max_crashes", _count, "an integer from 1 to 1,000,000"),
@@ -180,6 +190,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("ram", is_ram, "bytes, 0 or more"),
     ("cpus", is_cpus, "cores, 0 to 100,000, in steps of a thousandth"),
     ("labels", are_labels, "a tuple of at most 50 labels, such as ('gpu',)"),
+    ("own_documents", _keys, "a tuple of keys of documents with {uuid} in each, such as ('step:{uuid}',)"),
 )
 
 

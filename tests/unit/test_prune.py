@@ -13,7 +13,8 @@ from tests.unit.test_leases import Hands, later
 from workers.examples.jobs import Noop
 from zerog import codec, failpoints
 from zerog.datastore.sqlite import SQLiteDatastore
-from zerog.exceptions import NotFound, StateConflict, Superseded
+from zerog.documents import OwnDocuments
+from zerog.exceptions import BadJobType, NotFound, StateConflict, Superseded
 from zerog.fleet import LOG_JOBS, AgentRecord
 from zerog.leases import LeaseWatch
 from zerog.manager import Claimed, Held, Manager, Options, Submission
@@ -29,6 +30,7 @@ class Brief(zerog.Job):
 
     job_type = "brief"
     retention = 3600
+    own_documents = ("step:{uuid}", "{uuid}.note")
 
     def run(self, context: zerog.Context) -> None:
         return None
@@ -111,6 +113,25 @@ def test_what_is_older_than_its_retention_goes_without_a_trace(manager: Manager)
     later(manager, 20 * DAY)
     assert prune(manager) == 1
     assert traces(manager) == 0
+
+
+def test_documents_that_belong_to_a_job_go_with_it_and_no_others(manager: Manager) -> None:
+    documents = OwnDocuments(manager.store, "")
+    uuid, other = done(manager, "brief"), done(manager)
+    for key in (f"step:{uuid}", f"{uuid}.note", f"step:{other}", f"other:{uuid}"):
+        documents.insert(key, key)
+    documents.remove(f"{uuid}.note")  # one that is not there is no fault
+    later(manager, DAY)
+    assert prune(manager) == 1
+    with pytest.raises(NotFound):
+        documents.get(f"step:{uuid}")
+    assert [documents.get(key)[0] for key in (f"step:{other}", f"other:{uuid}")] == [f"step:{other}", f"other:{uuid}"]
+
+
+@pytest.mark.parametrize("keys", ["step:{uuid}", ("step",), ("step/{uuid}",), ("x" * 65 + "{uuid}",), (1,)])
+def test_documents_of_a_job_that_cannot_be_named_are_refused(keys: object) -> None:
+    with pytest.raises(BadJobType, match=r"own_documents is .*; it must be a tuple of keys of documents with \{uuid\}"):
+        Registry([type("Named", (Brief,), {"job_type": "named", "own_documents": keys})])
 
 
 def test_dead_letters_are_tidied_a_page_at_a_time(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:

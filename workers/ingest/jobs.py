@@ -40,6 +40,8 @@ from workers.ingest.steps import (
     MOVE_FILES,
     OPEN_TAR,
     POLICY,
+    STATE_OF,
+    TASK_OF,
     Steps,
     is_set_by_hand,
 )
@@ -202,6 +204,7 @@ class Ingest(zerog.Job):
     """Check a bundle and put it into the archive."""
 
     job_type = INGEST
+    own_documents = (TASK_OF, STATE_OF)
 
     bundle: str = Field(pattern=UUID, description="under what the bundle is kept on the volume")
     user: str = Field(description="who sent it")
@@ -277,6 +280,7 @@ class Move(zerog.Job):
     """Check files that lie in a source folder, and move them into the archive."""
 
     job_type = MOVE
+    own_documents = (TASK_OF, STATE_OF)
 
     bundle: str = Field(pattern=UUID, description="under what the metadata are kept on the volume")
     user: str = Field(description="who sent it")
@@ -433,7 +437,7 @@ class Cleaner(zerog.Consumer):
         if str(record.state) == "succeeded":
             volume.forget(str(record.parameters["bundle"]))
             with suppress(zerog.NotFound):
-                self.documents.remove(f"task:{record.uuid}")
+                self.documents.remove(TASK_OF.format(uuid=record.uuid))
             return
         state = record.job_state or {}
         if state.get("moved"):

@@ -27,6 +27,9 @@ _SHARES = {
     INGEST_METADATA: (0.98, 0.02),
 }
 
+#: The documents of a job: the task that it is at, and the state that somebody has set by hand.
+TASK_OF, STATE_OF = "task:{uuid}", "state:{uuid}"
+
 _SAID = re.compile(rf"({'|'.join(TASKS)}): ([0-9]{{1,3}}\.[0-9])%")
 
 
@@ -41,7 +44,7 @@ class Steps:
     def task(self, name: str) -> Iterator[None]:
         """Do a task: it is known that it has begun before it does."""
         self._task = name
-        write(self._context.documents, f"task:{self._context.uuid}", {"task": name})
+        write(self._context.documents, TASK_OF.format(uuid=self._context.uuid), {"task": name})
         self.far(0.0)
         yield
         self.far(1.0)
@@ -76,7 +79,7 @@ def state_view(
 def state_of(record: Any, documents: Any, manager: Any, iso: Any) -> dict[str, Any]:
     """Return where an ingest stands: as it was set by hand if it was, else as its record says."""
     created = iso(record.created_at)
-    by_hand = _document(documents, f"state:{record.uuid}")
+    by_hand = _document(documents, STATE_OF.format(uuid=record.uuid))
     if by_hand is not None:
         return state_view(
             record, by_hand["task"], by_hand["task_percent"], by_hand["exception"], by_hand["updated"], created,
@@ -85,7 +88,7 @@ def state_of(record: Any, documents: Any, manager: Any, iso: Any) -> dict[str, A
     updated, state = iso(record.updated_at), str(record.state)
     if state == "succeeded":
         return state_view(record, INGEST_METADATA, "100.0", "", updated, created, "OK")
-    task = (_document(documents, f"task:{record.uuid}") or {"task": UPLOADING})["task"]
+    task = (_document(documents, TASK_OF.format(uuid=record.uuid)) or {"task": UPLOADING})["task"]
     if state in ("failed", "cancelled"):
         return state_view(record, task, "0.0", _why(record, manager), updated, created, "FAILED")
     now = said(record.message) if state == "running" else None
@@ -122,11 +125,11 @@ def newest_of(record: Any, manager: Any) -> Any:
 
 def is_set_by_hand(documents: Any, uuid: str) -> bool:
     """Return whether somebody has set the state of a job."""
-    return _document(documents, f"state:{uuid}") is not None
+    return _document(documents, STATE_OF.format(uuid=uuid)) is not None
 
 
 def set_by_hand(documents: Any, manager: Any, record: Any, state: Mapping[str, Any]) -> None:
     """Write a state that whatever the job does leaves as it is, and stop the job if it goes on."""
-    write(documents, f"state:{record.uuid}", dict(state))
+    write(documents, STATE_OF.format(uuid=record.uuid), dict(state))
     if not record.terminal:
         manager.cancel(record.uuid)

@@ -12,6 +12,7 @@ from zerog import codec, failpoints
 from zerog.clock import from_iso
 from zerog.consumer import FINISHED
 from zerog.datastore.base import Entry
+from zerog.documents import OwnDocuments
 from zerog.exceptions import Conflict, CorruptDocument, NotFound
 from zerog.manager.records import Held
 from zerog.manager.waiting import Waiting
@@ -117,6 +118,7 @@ class Pruning(Waiting):
         for attempt in range(1, record.attempt + 1):
             self.store.remove_blob(self.blob_name(record.uuid, attempt))
         self._remove_notes(record)
+        self._remove_documents(record)
         for log in (self.events_log(record.uuid), self.children_log(record.uuid)):
             self.store.remove_log(log)
         failpoints.hit("prune.mid")
@@ -142,6 +144,15 @@ class Pruning(Waiting):
                     self.store.remove_blob(blob)
                 with suppress(NotFound):
                     self.store.remove(key)
+
+    def _remove_documents(self, record: JobRecord) -> None:
+        """Remove what the application has said to belong to the job."""
+        if record.job_type not in self.registry:
+            return
+        documents = OwnDocuments(self.store, self.registry.application(record.job_type))
+        for key in self.registry.get(record.job_type).own_documents:
+            with suppress(NotFound):
+                documents.remove(key.replace("{uuid}", record.uuid))
 
     def tidy(self, after: int = 0) -> int | None:
         """Remove the dead letters of jobs that are gone.
