@@ -476,6 +476,24 @@ def test_the_command_of_the_document_works_literally_and_a_late_worker_cannot_un
         assert by_hand() and left(zerog, "work") == []
 
 
+@pytest.mark.requirement("I13", "I15")
+def test_rules_that_cannot_be_read_are_said_at_the_start_and_by_check_and_allow_nothing(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.json"
+    rules.write_text('[{"user": "eve", "projct": "p", "allow": true}]')
+    why = f"the rules of the policy cannot be read: {rules}: /0/projct: Extra inputs are not permitted"
+    with ingesting(tmp_path, request, PAIRS[0], ingest_policy=rules) as zerog:
+        assert zerog.log("server").count(f"every ingest fails until this is mended: {why}") == 1
+        assert why in command(zerog, "check", status=1)
+        zerog.start_agent()
+        rules.write_text('[{"allow": "yes"}]')
+        job_id = send(zerog, bundles.GOOD)["job_id"]
+        failed(zerog, job_id, "Policy Validation", f"{rules}: /0/allow: Input should be a valid boolean")
+        rules.unlink()
+        assert f"{rules}: No such file or directory" in command(zerog, "check", status=1)
+
+
 @pytest.mark.requirement("I12", "I13")
 @pytest.mark.parametrize(
     ("arguments", "status", "word"),

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 import zerog
 from workers.ingest.metadata import DATA, MAX_METADATA, NAME
-from workers.ingest.services import ServiceError, asked, shown
+from workers.ingest.services import Rules, ServiceError, asked, shown
 from workers.ingest.steps import JOB_TYPES, TASKS, set_by_hand, state_of
 from workers.ingest.tar import BadBundle, Names, checked_path, show
 from workers.ingest.volume import Volume
@@ -194,12 +194,9 @@ def _services(settings: Any) -> Iterator[dict[str, str]]:
             yield _finding("ok", name, "local")
         elif not url.startswith(("http://", "https://")):
             try:
-                rules = json.loads(Path(url).read_text())
-                good = isinstance(rules, list) and all(isinstance(rule, dict) and "allow" in rule for rule in rules)
-                text = f"{len(rules)} rules in {url}" if good else f"{url} is no list of rules"
-                yield _finding("ok" if good else "broken", name, text)
-            except (OSError, ValueError) as error:
-                yield _finding("broken", name, f"{url}: {error}")
+                yield _finding("ok", name, f"{len(Rules(Path(url)).read())} rules in {url}")
+            except ServiceError as error:
+                yield _finding("broken", name, str(error))
         else:
             yield _service(name, url)
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 import zerog
 import zerog.server
 from workers.ingest.metadata import MAX_METADATA
+from workers.ingest.services import Rules, ServiceError, policy_of
 from workers.ingest.settings import Settings
 from workers.ingest.steps import INGEST, JOB_TYPES, MOVE, UPLOADING, newest_of, state_of, state_view
 from workers.ingest.volume import Exists, Part, Volume
@@ -60,7 +61,15 @@ class _Upload(zerog.server.Endpoint):
 
     @classmethod
     def serving(cls, settings: Any) -> None:
-        """Remove what uploads have left that a server before this one received."""
+        """Remove what uploads have left that a server before this one received; say what cannot work."""
+        if cls is not IngestBundle:
+            return  # once, and not for each of the three
+        policy = policy_of(settings)
+        if isinstance(policy, Rules):
+            try:
+                policy.read()
+            except ServiceError as error:
+                logger.error("every ingest fails until this is mended: %s", error)
         volume = Volume(settings.volume)
         try:
             volume.prepare()

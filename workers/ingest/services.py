@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlencode, urlsplit
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
 import zerog
 from workers.ingest.metadata import Listed, Metadata
 from workers.ingest.settings import Settings
@@ -98,6 +100,23 @@ class CountedIds:
                 continue
 
 
+class Rule(BaseModel):
+    """A rule of the policy: a member that it does not have fits everything."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    user: str | None = None
+    project: str | int | None = None
+    allow: bool
+
+    def fits(self, user: str, project: str) -> bool:
+        """Return whether it is about this user and this project."""
+        return self.user in (None, user) and (self.project is None or str(self.project) == project)
+
+
+_RULES = TypeAdapter(list[Rule])
+
+
 class Rules:
     """Rules in a file: a JSON list of ``{user, project, allow}``, of which the first that fits decides."""
 
@@ -105,21 +124,22 @@ class Rules:
         self._path = path
 
     def check(self, metadata: Metadata, user: str) -> None:
-        """Return if the user may; a member that a rule does not have fits everything, and no rule allows."""
+        """Return if the user may; where no rule fits everybody may."""
+        project = metadata.project
+        if not next((rule.allow for rule in self.read() if rule.fits(user, project)), True):
+            raise Refused(f"the rules do not allow {user} to ingest for the project {project}")
+
+    def read(self) -> list[Rule]:
+        """Read the rules, which can be others each time; ``ServiceError`` if they are none."""
         try:
-            rules = json.loads(self._path.read_text())
-            found = next(
-                (
-                    rule["allow"]
-                    for rule in rules
-                    if rule.get("user", user) == user and str(rule.get("project", metadata.project)) == metadata.project
-                ),
-                True,
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ServiceError(f"the rules of the policy cannot be read: {type(error).__name__}: {error}") from error
-        if found is not True:
-            raise Refused(f"the rules do not allow {user} to ingest for the project {metadata.project}")
+            return _RULES.validate_json(self._path.read_bytes())
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_input=False)[0]
+            place = "".join(f"/{part}" for part in fault["loc"])
+            why = f"{place}: {fault['msg']}" if place else fault["msg"]
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+        raise ServiceError(f"the rules of the policy cannot be read: {self._path}: {why}")
 
 
 class Anybody:
