@@ -42,7 +42,7 @@ class Deployment:
         self.url = f"http://127.0.0.1:{self.port}"
         self.beanstalkd = beanstalkd
         self.http = http
-        values = {"lease": "3", "sweep": "1", "grace": "1", "slots": "2", "applications": applications, **settings}
+        values = {"lease": "3", "sweep": "1", "grace": "1", "slots": "1", "applications": applications, **settings}
         values["port"] = str(self.port)
         if store == "couchbase":
             assert couchbase is not None

@@ -356,16 +356,19 @@ def test_cancel_and_limits_reach_a_running_job_and_its_agent(zerog: Deployment) 
 def test_what_was_at_hand_behind_short_jobs_goes_back_when_a_longer_one_runs(zerog: Deployment, tmp_path: Path) -> None:
     """An agent that speaks HTTP has jobs at hand while short ones run; others get them when it is busy for longer."""
     ledger = tmp_path / "ledger"
-    applied(zerog, tell(zerog, "drain"))
+    zerog.start_agent(name="two", slots="4")
+    wait_until(lambda: state(zerog, "two") == "running", 15, "the other agent")
+    for agent in ("one", "two"):
+        applied(zerog, tell(zerog, "drain", agent))
     short = [zerog.submit("noop") for _ in range(300)]
-    long = [zerog.submit("ledger", {"path": str(ledger), "seconds": 1}) for _ in range(12)]
+    long = [zerog.submit("ledger", {"path": str(ledger), "seconds": 3}) for _ in range(8)]
     applied(zerog, tell(zerog, "resume"))
-    wait_until(lambda: ledger.exists() and len(ledger.read_text().splitlines()) >= 2, 20, "two long jobs that run")
+    wait_until(lambda: ledger.exists() and ledger.read_text(), 20, "a long job that runs")
     wait_until(
-        lambda: len(zerog.client.get("/agents/one/assignments").json()["items"]) <= 2, 0.7, "the rest to go back"
+        lambda: len(zerog.client.get("/agents/one/assignments").json()["items"]) <= 1, 2.5, "the rest to go back"
     )
     assert "not begun" in zerog.log(), "some were at hand"
-    zerog.start_agent(name="two", slots="4")
+    applied(zerog, tell(zerog, "resume", "two"))
     for uuid in (*short, *long):
         record = zerog.wait(uuid)
         assert (record["state"], record["counters"]) == ("succeeded", {"errors": 0, "crashes": 0, "losses": 0})
