@@ -17,7 +17,7 @@ import threading
 import time
 import uuid as uuids
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tests.applications.test_bundles import mutated, walked
 from tests.deployment import Deployment, over_pair
 from tests.documented import run_session
 from tests.services import ROOT, wait_until
+from workers.ingest import services as asking
 from zerog.chaos.site import until
 
 PAIRS = [("sqlite", "sqlite"), ("couchbase", "beanstalkd")]
@@ -761,6 +762,44 @@ def test_what_the_policy_says_is_what_is_shown(
         job_id = send(zerog, bundles.GOOD)["job_id"]
         assert failed(zerog, job_id, "Policy Validation", "no such instrument")["exception"] == "no such instrument"
         assert services.files == {} and services.metadata == []
+
+
+@pytest.mark.requirement("I11")
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize(
+    ("fault", "why"), [("drips", "its answer took more than"), ("short", "IncompleteRead"), ("large", "larger than")]
+)
+def test_an_answer_that_does_not_come_whole_and_in_time_is_none(
+    monkeypatch: pytest.MonkeyPatch, status: int, fault: str, why: str
+) -> None:
+    """A byte now and then keeps nobody waiting for ever; what is cut off is not taken for the whole, nor an error's."""
+    monkeypatch.setattr(asking, "_LONGEST", 0.2)
+    monkeypatch.setattr(asking, "_ANSWER", 1000)
+    asked = 0
+
+    def answer() -> None:
+        nonlocal asked
+        for _ in range(3):
+            connection, _ = listener.accept()
+            with connection:
+                asked += 1
+                connection.recv(65536)
+                connection.sendall(f"HTTP/1.1 {status} So\r\nContent-Length: 5000\r\n\r\n{{".encode())
+                with suppress(OSError):
+                    for _ in range(100 if fault == "drips" else 0):
+                        connection.sendall(b" ")
+                        time.sleep(0.02)
+                    if fault == "large":
+                        connection.sendall(b" " * 4999)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(asking.ServiceError, match=why):
+            asking.asked("GET", f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        thread.join(10)
+    assert asked == 3
 
 
 # Moves

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +21,8 @@ from workers.ingest.metadata import Listed, Metadata
 from workers.ingest.settings import Settings
 from workers.ingest.volume import Staged, Volume
 
-#: Seconds of one request, and how often it is tried.
-_TIMEOUT, _TRIES = 10.0, 3
+#: Seconds that a service may be silent, and of its whole answer; how often it is asked.
+_TIMEOUT, _LONGEST, _TRIES = 10.0, 30.0, 3
 #: Bytes that are handed on in one go, characters of a piece of metadata in the store, and bytes of an answer.
 PIECE, _TEXT, _ANSWER = 1024 * 1024, 200_000, 16 * 1024 * 1024
 
@@ -351,17 +352,34 @@ def asked(
             request.data = body()
             request.add_header("Content-Length", str(size))
         try:
-            with _OPENER.open(request, timeout=_TIMEOUT) as answer:
-                return answer.status, answer.read(_ANSWER)
-        except urllib.error.HTTPError as error:
-            with error:
-                content = error.read(_ANSWER)
-            if (refusals and error.code < 500) or (missing and error.code in (404, 410)):
-                return error.code, content
-            why = f"it answered {error.code}: {content[:200].decode('utf-8', 'replace')}"
+            status, content = _answer(request)
         except (OSError, http.client.HTTPException) as error:
             why = str(error) or type(error).__name__
+            continue
+        if status < 300 or (refusals and status < 500) or (missing and status in (404, 410)):
+            return status, content
+        why = f"it answered {status}: {content[:200].decode('utf-8', 'replace')}"
     raise ServiceError(f"{method} {shown(url)}: {why}")
+
+
+def _answer(request: urllib.request.Request) -> tuple[int, bytes]:
+    """Return the status of an answer, whichever it is, and its body, which must come in time and be no larger."""
+    try:
+        answer = _OPENER.open(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        answer = error
+    latest = time.monotonic() + _LONGEST
+    content = bytearray()
+    with answer:
+        while piece := answer.read1(PIECE):
+            content += piece
+            if len(content) > _ANSWER:
+                raise OSError(f"its answer is larger than {_ANSWER} bytes")
+            if time.monotonic() > latest:
+                raise TimeoutError(f"its answer took more than {_LONGEST:g} seconds")
+        if getattr(answer, "length", 0):
+            raise http.client.IncompleteRead(bytes(content), answer.length)
+        return answer.status, bytes(content)
 
 
 def ids_of(settings: Settings, documents: Any) -> Ids:
