@@ -143,13 +143,16 @@ def test_an_agents_own_unhandled_exception_is_kept_and_the_agent_lives(zerog: De
 
 @pytest.mark.requirement("M25")
 def test_a_command_reaches_an_idle_agent_at_once(zerog: Deployment) -> None:
+    zerog.agents.pop().terminate()
+    zerog.start_agent(name="one", heartbeat="10", lease="60")
+    wait_until(lambda: state(zerog) == "running", 10, "an agent whose heart beats slowly")
     for command in ("drain", "resume") * 5:
         began = time.monotonic()
         href = tell(zerog, command)
         done = wait_until(lambda href=href: _not_pending(zerog, href), 5, "the command")  # type: ignore[misc]
         taken = time.monotonic() - began
         assert done["state"] == "applied"
-        assert taken < (0.5 if zerog.http else 0.3), "told at once, and not at the next heartbeat"
+        assert taken < 2, "told at once, and not at the next heartbeat"
     numbers = [one["number"] for one in zerog.client.get("/agents/one/commands").json()["items"]]
     assert numbers == list(range(1, 11))
 

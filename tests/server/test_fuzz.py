@@ -22,7 +22,7 @@ from zerog.consumers import Consumers
 from zerog.datastore.sqlite import SQLiteDatastore
 
 #: Requests to each operation: with ``bin/test --full`` ten thousand in all.
-EXAMPLES = 360 if os.environ.get("TESTS_FULL") else 12
+EXAMPLES = 360 if os.environ.get("TESTS_FULL") else 8
 
 
 @pytest.fixture(scope="module")
