@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ import pytest
 
 from tests.described import check_described
 from tests.services import ROOT, Beanstalkd, CouchbaseServer, Process, free_port, wait_until
+
+#: Made once: a client of its own kind takes longer to read all certificates than most tests take.
+TRUST = ssl.create_default_context()
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 
@@ -42,7 +46,7 @@ class Deployment:
         self.url = f"http://127.0.0.1:{self.port}"
         self.beanstalkd = beanstalkd
         self.http = http
-        values = {"lease": "3", "sweep": "1", "grace": "1", "slots": "1", "applications": applications, **settings}
+        values = {"lease": "3", "sweep": "1", "grace": "1", "slots": "2", "applications": applications, **settings}
         values["port"] = str(self.port)
         if store == "couchbase":
             assert couchbase is not None
@@ -60,7 +64,9 @@ class Deployment:
         self._started: list[Process] = []
         self.server: Process | None = None
         self.agents: list[Process] = []
-        self.client = httpx.Client(base_url=self.url, timeout=70, event_hooks={"response": [check_described]})
+        self.client = httpx.Client(
+            base_url=self.url, timeout=70, event_hooks={"response": [check_described]}, verify=TRUST
+        )
 
     # Processes
 
@@ -215,6 +221,6 @@ def alive(pid: int) -> bool:
 def answers(port: int) -> bool:
     """Return whether a server on a port of loopback is ready."""
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+        return httpx.get(f"http://127.0.0.1:{port}/readyz", verify=TRUST).status_code == 200
     except httpx.HTTPError:
         return False

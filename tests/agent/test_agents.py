@@ -240,9 +240,7 @@ def test_a_command_given_before_its_start_is_done_right_after_it(zerog: Deployme
 @pytest.mark.requirement("M25")
 def test_every_command_is_done_at_every_moment(zerog: Deployment) -> None:
     """Idle, with a job that runs, while it drains, and drained; ``retire`` ends it, and so comes last."""
-    zerog.agents.pop().terminate()
-    agent = zerog.start_agent(name="one", slots="2")
-    wait_until(lambda: state(zerog) == "running", 10, "an agent that can do two things")
+    (agent,) = zerog.agents
 
     def restarted(href: str, then: str) -> None:
         assert applied(zerog, href)["state"] == "applied"
@@ -370,7 +368,7 @@ def test_what_was_at_hand_behind_short_jobs_goes_back_when_a_longer_one_runs(zer
     applied(zerog, tell(zerog, "resume"))
     wait_until(lambda: ledger.exists() and ledger.read_text(), 20, "a long job that runs")
     wait_until(
-        lambda: len(zerog.client.get("/agents/one/assignments").json()["items"]) <= 1, 2.5, "the rest to go back"
+        lambda: len(zerog.client.get("/agents/one/assignments").json()["items"]) <= 2, 2.5, "the rest to go back"
     )
     assert "not begun" in zerog.log(), "some were at hand"
     applied(zerog, tell(zerog, "resume", "two"))

@@ -54,14 +54,15 @@ _PORTS = range(15_000, 32_000)
 
 def until(condition: Callable[[], T | None], seconds: float, what: str) -> T:
     """Return the first true value of ``condition``; ``TimeoutError`` after ``seconds``."""
-    end = time.monotonic() + seconds
+    end, pause = time.monotonic() + seconds, 0.01
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > end:
             raise TimeoutError(f"not within {seconds:g} s: {what}")
-        time.sleep(0.01)  # between two looks
+        time.sleep(pause)  # between two looks, which take time from what is waited for
+        pause = min(0.05, pause * 1.2)
 
 
 def free_port() -> int:
