@@ -5,7 +5,8 @@
 * ``kill`` ends the process with SIGKILL;
 * ``raise`` raises ``FailpointHit``, at a point that is named ``…_fails`` or ``…_lost`` what the store or the queue
   would raise;
-* ``pause:SECONDS`` stops the thread, ``until:FILE`` until there is such a file, a minute at most;
+* ``pause:SECONDS`` stops the thread, ``until:FILE`` until there is such a file, and if none comes within a minute it
+  raises ``FailpointHit``; its name has no comma and no ``@``;
 * ``applied`` and ``not_applied``, at points that are named ``…_ambiguous``, do what stands there or leave it, and then
   claim not to know.
 
@@ -69,7 +70,7 @@ POINTS = {
 #: What the points of applications begin with: ``zerog.failpoint("ingest.after_spool")`` is ``own.ingest.after_spool``.
 OWN = "own."
 
-#: Seconds after which ``until`` goes on without the file: a test that died must not keep a process for ever.
+#: Seconds after which ``until`` ends without the file: a test that died must not keep a process for ever.
 _LONGEST_WAIT = 60
 
 _RULE = re.compile(
@@ -167,7 +168,7 @@ def _next(point: str) -> str | None:
     if due.action == "until":
         for _ in range(_LONGEST_WAIT * 50):
             if os.path.exists(due.file):
-                break
+                return None
             time.sleep(0.02)
-        return None
+        raise FailpointHit(f"fail point {point}: {due.file} did not come")
     return due.action

@@ -30,8 +30,12 @@ from tests.applications.test_bundles import mutated, walked
 from tests.deployment import Deployment, over_pair
 from tests.documented import run_session
 from tests.services import ROOT, wait_until
+from workers.ingest import metadata
 from workers.ingest import services as asking
+from zerog import NotFound
 from zerog.chaos.site import until
+from zerog.datastore.sqlite import SQLiteDatastore
+from zerog.documents import OwnDocuments
 
 PAIRS = [("sqlite", "sqlite"), ("couchbase", "beanstalkd")]
 EVERY_DAY = PAIRS[1:]
@@ -477,6 +481,66 @@ def test_the_command_of_the_document_works_literally_and_a_late_worker_cannot_un
         assert by_hand() and left(zerog, "work") == []
 
 
+@contextmanager
+def documents_of(zerog: Deployment) -> Iterator[OwnDocuments]:
+    """Give the documents of ingest in a store of SQLite."""
+    store = SQLiteDatastore(zerog.folder / "var" / "zerog.db", "zerog", 5)
+    try:
+        yield OwnDocuments(store, "workers.ingest")
+    finally:
+        store.close()
+
+
+@pytest.mark.requirement("I13", "I14")
+def test_a_state_whose_command_died_before_it_cancelled_the_job_ends_the_job_all_the_same(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    late = tmp_path / "late"
+    by_hand = {"state": "OK", "task": "open tar", "task_percent": "1.0", "exception": "by hand"}
+    with ingesting(tmp_path, request, PAIRS[0]) as zerog, documents_of(zerog) as documents:
+        zerog.start_agent(failpoint=f"own.ingest.after_commit=until:{late}")
+        job_id = send(zerog, bundles.GOOD)["job_id"]
+        wait_for(zerog, lambda: archived(zerog, job_id) == bundles.FILES, "the files in the archive")
+        documents.insert(f"state:{job_of(zerog, job_id)['uuid']}", {**by_hand, "updated": "2026-12-01T00:00:00.000Z"})
+        late.touch()
+        wait_for(zerog, lambda: job_of(zerog, job_id)["state"] == "failed", "the end of the job")
+        info = zerog.info(job_of(zerog, job_id)["uuid"])
+        assert [one["message"] for one in info["errors"]] == ["its state was set by hand"]
+        wait_for(zerog, lambda: not (volume(zerog) / "archive" / str(job_id)).exists(), "the archive to be empty")
+        assert {key: state_of(zerog, job_id)[key] for key in by_hand} == by_hand
+
+
+@pytest.mark.requirement("I7", "I10")
+def test_metadata_stay_when_the_job_was_pruned_and_its_key_is_used_again(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The same key makes the same UUID; the archive and the metadata go by the number."""
+    with ingesting(tmp_path, request, PAIRS[0]) as zerog, documents_of(zerog) as documents:
+        zerog.start_agent()
+        key = {"Idempotency-Key": "again"}
+        first = send(zerog, bundles.GOOD, **key)["job_id"]
+        assert ended(zerog, first)["state"] == "OK"
+        uuid = job_of(zerog, first)["uuid"]
+        kept = [documents.get(f"metadata:{first}{more}")[0] for more in ("", ":0")]
+        assert kept[0] == {"pieces": 1, "complete": True}
+
+        def pruned() -> bool:
+            answer = zerog.client.post("/jobs:prune", json={"olderThan": 0})
+            return bool(answer.json()["pruned"])
+
+        wait_for(zerog, pruned, "the job to go")
+        for gone in (f"task:{uuid}", f"state:{uuid}"):
+            with pytest.raises(NotFound):
+                documents.get(gone)
+        bad, word = bundles.BAD_FILES["listed and missing"]
+        other = send(zerog, bad, **key)["job_id"]
+        failed(zerog, other, "ingest files", word)
+        assert job_of(zerog, other)["uuid"] == uuid and other != first
+        wait_for(zerog, pruned, "the other one to go, and what tidies up behind it before")
+        assert [documents.get(f"metadata:{first}{more}")[0] for more in ("", ":0")] == kept
+        assert archived(zerog, first) == bundles.FILES
+
+
 @pytest.mark.requirement("I13", "I15")
 def test_rules_that_cannot_be_read_are_said_at_the_start_and_by_check_and_allow_nothing(
     request: pytest.FixtureRequest, tmp_path: Path
@@ -485,7 +549,7 @@ def test_rules_that_cannot_be_read_are_said_at_the_start_and_by_check_and_allow_
     rules.write_text('[{"user": "eve", "projct": "p", "allow": true}]')
     why = f"the rules of the policy cannot be read: {rules}: /0/projct: Extra inputs are not permitted"
     with ingesting(tmp_path, request, PAIRS[0], ingest_policy=rules) as zerog:
-        assert zerog.log("server").count(f"every ingest fails until this is mended: {why}") == 1
+        assert zerog.log("server").count(f"every ingest fails if agents find the same: {why}") == 1
         assert why in command(zerog, "check", status=1)
         zerog.start_agent()
         rules.write_text('[{"allow": "yes"}]')
@@ -800,6 +864,54 @@ def test_an_answer_that_does_not_come_whole_and_in_time_is_none(
             asking.asked("GET", f"http://127.0.0.1:{listener.getsockname()[1]}/")
         thread.join(10)
     assert asked == 3
+
+
+@pytest.mark.requirement("I11")
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('[{"user": null, "allow": true}]', "/0/user: Input should be a valid string"),
+        ('[{"allow": false, "allow": true}]', "an object has a member twice"),
+        ('[{"project": true, "allow": true}]', "/0/project: Value error, must be a text or a whole number"),
+        ('[{"a\\u001bb": 1, "allow": true}]', "/0/a\\x1bb: Extra inputs are not permitted"),
+        ("[" * 100_000, "maximum recursion depth"), ("", "Expecting value"), ("{}", "valid list"),
+        ('[{"allow": 1}]', "/0/allow: Input should be a valid boolean"), ("\ufeff[]", "BOM"),
+    ],
+)  # fmt: skip
+def test_rules_that_are_none_are_refused_with_a_reason(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "rules.json"
+    path.write_text(text)
+    with pytest.raises(asking.ServiceError) as caught:
+        asking.Rules(path).read()
+    assert str(path) in str(caught.value) and why in str(caught.value)
+
+
+@pytest.mark.requirement("I11")
+def test_rules_in_what_is_no_file_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "large").write_bytes(b" " * (16 * 1024 * 1024) + b"[]")
+    for name, why in (("fifo", "no regular file"), (".", "directory"), ("none", "No such"), ("a\0b", "null"),
+                      ("large", "more than 16,777,216 bytes")):  # fmt: skip
+        with pytest.raises(asking.ServiceError, match=why):
+            asking.Rules(tmp_path / name).read()
+    with pytest.raises(asking.ServiceError, match="no regular file"):
+        asking.Rules(Path("/dev/zero")).read()
+
+
+@pytest.mark.requirement("I11")
+def test_the_first_rule_that_fits_decides_and_what_it_does_not_name_fits_everything(tmp_path: Path) -> None:
+    path = tmp_path / "rules.json"
+    path.write_text(
+        '[{"project": 7, "allow": true}, {"user": "eve", "project": "p", "allow": true}, {"user": "eve", "allow": false}]'
+    )
+    rules = asking.Rules(path)
+    for user, project, may in (("eve", "7", True), ("eve", "p", True), ("eve", "q", False), ("bob", "q", True)):
+        found = metadata.Metadata([], {}, {"Transactions.project": project})
+        if may:
+            rules.check(found, user)
+        else:
+            with pytest.raises(asking.Refused, match="do not allow eve to ingest for the project q"):
+                rules.check(found, user)
 
 
 # Moves

@@ -134,6 +134,27 @@ def test_documents_of_a_job_that_cannot_be_named_are_refused(keys: object) -> No
         Registry([type("Named", (Brief,), {"job_type": "named", "own_documents": keys})])
 
 
+def test_who_does_not_know_a_type_leaves_its_jobs_to_those_who_do(manager: Manager, tmp_path: Path) -> None:
+    """It knows neither for how long they are kept nor what belongs to them; by hand they can go all the same."""
+    documents = OwnDocuments(manager.store, "")
+    uuid, removed = done(manager, "brief"), done(manager, "brief")
+    documents.insert(f"step:{uuid}", 1)
+    later(manager, 20 * DAY)
+    other = Manager(
+        manager.store, lambda: SQLiteQueue(tmp_path / "other.db", tmp_path / "run"), Registry([Noop]), manager.clock,
+        retention=10 * DAY,
+    )  # fmt: skip
+    assert prune(other) == 0
+    assert documents.get(f"step:{uuid}")[0] == 1
+    assert prune(manager) == 2
+    assert removed not in manager.read_many([removed])
+    with pytest.raises(NotFound):
+        documents.get(f"step:{uuid}")
+    done(manager, "brief")
+    assert prune(other, older_than=0) == 1
+    other.close_queue()
+
+
 def test_dead_letters_are_tidied_a_page_at_a_time(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zerog.manager.pruning._PAGE", 4)
     for _ in range(10):

@@ -101,7 +101,8 @@ def job(
             "exception": exception,
             "updated": iso(opened.manager.clock.now()),
         }
-        set_by_hand(opened.documents, opened.manager, record, by_hand)
+        if not set_by_hand(opened.documents, opened.manager, record, by_hand):
+            raise _No(f"job {job_id} was removed at this moment")
         _print(state_of(opened.manager.get(record.uuid), opened.documents, opened.manager, iso))
 
 

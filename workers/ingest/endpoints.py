@@ -69,7 +69,7 @@ class _Upload(zerog.server.Endpoint):
             try:
                 policy.read()
             except ServiceError as error:
-                logger.error("every ingest fails until this is mended: %s", error)
+                logger.error("every ingest fails if agents find the same: %s", error)
         volume = Volume(settings.volume)
         try:
             volume.prepare()

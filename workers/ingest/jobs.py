@@ -158,7 +158,7 @@ class Work:
         ]
         entries.append({"destinationTable": "Transactions._id", "value": self.context.number})
         with self.steps.task(INGEST_METADATA):
-            metadata_of(self.settings, self.context.documents).put(self.context.uuid, entries)
+            metadata_of(self.settings, self.context.documents).put(self.context.number, entries)
             zerog.failpoint("ingest.after_metadata")
         self.heed_hand()
 
@@ -450,7 +450,7 @@ class Cleaner(zerog.Consumer):
                 raise zerog.Retry(str(error), after=_AGAIN) from error
             raise
         if self.settings.metadata is None:
-            KeptMetadata(self.documents).remove(record.uuid)
+            KeptMetadata(self.documents).remove(record.number)
 
     def chore(self) -> None:
         """Remove uploads that nobody receives any more, and bundles whose jobs were pruned, or never came to be."""

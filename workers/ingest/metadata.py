@@ -101,7 +101,7 @@ def _list_of(data: bytes) -> list[dict[str, Any]]:
     if data.startswith(b"\xef\xbb\xbf"):
         raise BadMetadata("the metadata begin with a byte order mark")
     try:
-        entries = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+        entries = json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=_no_number)
     except UnicodeDecodeError as error:
         raise BadMetadata("the metadata are not UTF-8") from error
     except RecursionError as error:
@@ -119,7 +119,8 @@ def _list_of(data: bytes) -> list[dict[str, Any]]:
     return entries
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON as a dictionary; ``ValueError`` if it has a member twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("an object has a member twice")

@@ -5,24 +5,28 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import stat
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 from urllib.parse import urlencode, urlsplit
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 import zerog
-from workers.ingest.metadata import Listed, Metadata
+from workers.ingest.metadata import Listed, Metadata, once
 from workers.ingest.settings import Settings
+from workers.ingest.tar import show
 from workers.ingest.volume import Staged, Volume
 
 #: Seconds that a service may be silent, and of its whole answer; how often it is asked.
 _TIMEOUT, _LONGEST, _TRIES = 10.0, 30.0, 3
+#: Bytes of a file with rules.
+_MOST_RULES = 16 * 1024 * 1024
 #: Bytes that are handed on in one go, characters of a piece of metadata in the store, and bytes of an answer.
 PIECE, _TEXT, _ANSWER = 1024 * 1024, 200_000, 16 * 1024 * 1024
 
@@ -72,7 +76,7 @@ class Archive(Protocol):
 class MetadataStore(Protocol):
     """Where metadata go."""
 
-    def put(self, uuid: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    def put(self, job_id: int, entries: Sequence[Mapping[str, Any]]) -> None:
         """Keep the metadata of a job; the same once more changes nothing."""
 
 
@@ -101,18 +105,25 @@ class CountedIds:
                 continue
 
 
+def _project(value: Any) -> str:
+    if type(value) not in (str, int):
+        raise ValueError("must be a text or a whole number")
+    return str(value)
+
+
 class Rule(BaseModel):
     """A rule of the policy: a member that it does not have fits everything."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    user: str | None = None
-    project: str | int | None = None
+    user: str = ""
+    project: Annotated[str, BeforeValidator(_project)] = ""
     allow: bool
 
     def fits(self, user: str, project: str) -> bool:
         """Return whether it is about this user and this project."""
-        return self.user in (None, user) and (self.project is None or str(self.project) == project)
+        asked = {"user": user, "project": project}
+        return all(getattr(self, name) == asked[name] for name in self.model_fields_set & set(asked))
 
 
 _RULES = TypeAdapter(list[Rule])
@@ -133,14 +144,27 @@ class Rules:
     def read(self) -> list[Rule]:
         """Read the rules, which can be others each time; ``ServiceError`` if they are none."""
         try:
-            return _RULES.validate_json(self._path.read_bytes())
+            # An object that has a member twice could allow what its author does not.
+            return _RULES.validate_python(json.loads(self._content().decode(), object_pairs_hook=once))
         except ValidationError as error:
             fault = error.errors(include_url=False, include_input=False)[0]
-            place = "".join(f"/{part}" for part in fault["loc"])
+            place = "".join(f"/{show(str(part).encode('utf-8', 'backslashreplace'))}" for part in fault["loc"])
             why = f"{place}: {fault['msg']}" if place else fault["msg"]
         except OSError as error:
-            why = error.strerror or type(error).__name__
+            why = error.strerror or str(error) or type(error).__name__
+        except (ValueError, RecursionError) as error:
+            why = str(error)
         raise ServiceError(f"the rules of the policy cannot be read: {self._path}: {why}")
+
+    def _content(self) -> bytes:
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError("it is no regular file")
+            content = file.read(_MOST_RULES + 1)
+        if len(content) > _MOST_RULES:
+            raise OSError(f"it has more than {_MOST_RULES:,} bytes")
+        return content
 
 
 class Anybody:
@@ -182,28 +206,41 @@ class LocalArchive:
 
 
 class KeptMetadata:
-    """Metadata as documents in the datastore, in pieces."""
+    """Metadata as documents in the datastore, in pieces.
+
+    They go by the number of the job, as the folders of the archive do: when a job was pruned, its key can make another
+    one under the same UUID.
+    """
 
     def __init__(self, documents: Any) -> None:
         self._documents = documents
 
-    def put(self, uuid: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    def put(self, job_id: int, entries: Sequence[Mapping[str, Any]]) -> None:
         """Write the pieces, and the document that says how many there are."""
         text = json.dumps(entries, ensure_ascii=False)
         pieces = [text[start : start + _TEXT] for start in range(0, len(text), _TEXT)]
+        count = len(pieces)
+        most = max(count, self._count(job_id))
         # First how many there will be, so that all of them can be found again whatever happens.
-        write(self._documents, f"metadata:{uuid}", {"pieces": len(pieces), "complete": False})
+        write(self._documents, f"metadata:{job_id}", {"pieces": most, "complete": False})
         for number, piece in enumerate(pieces):
-            write(self._documents, f"metadata:{uuid}:{number}", piece)
-        write(self._documents, f"metadata:{uuid}", {"pieces": len(pieces), "complete": True})
+            write(self._documents, f"metadata:{job_id}:{number}", piece)
+        self._forget(f"metadata:{job_id}:{number}" for number in range(count, most))
+        write(self._documents, f"metadata:{job_id}", {"pieces": count, "complete": True})
 
-    def remove(self, uuid: str) -> None:
+    def remove(self, job_id: int) -> None:
         """Remove what was written, if anything was."""
+        self._forget(f"metadata:{job_id}:{number}" for number in range(self._count(job_id)))
+        self._forget([f"metadata:{job_id}"])
+
+    def _count(self, job_id: int) -> int:
         try:
-            count = self._documents.get(f"metadata:{uuid}")[0]["pieces"]
+            return int(self._documents.get(f"metadata:{job_id}")[0]["pieces"])
         except zerog.NotFound:
-            return
-        for key in (*(f"metadata:{uuid}:{number}" for number in range(count)), f"metadata:{uuid}"):
+            return 0
+
+    def _forget(self, keys: Iterable[str]) -> None:
+        for key in keys:
             with suppress(zerog.NotFound):
                 self._documents.remove(key)
 
@@ -308,7 +345,7 @@ class HTTPMetadata:
     def __init__(self, url: str) -> None:
         self._url = url
 
-    def put(self, uuid: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    def put(self, job_id: int, entries: Sequence[Mapping[str, Any]]) -> None:
         """Send the metadata."""
         body = json.dumps(entries).encode()
         asked("PUT", self._url, lambda: iter([body]), len(body), {"Content-Type": "application/json"})

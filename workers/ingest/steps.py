@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import zerog
@@ -128,8 +128,18 @@ def is_set_by_hand(documents: Any, uuid: str) -> bool:
     return _document(documents, STATE_OF.format(uuid=uuid)) is not None
 
 
-def set_by_hand(documents: Any, manager: Any, record: Any, state: Mapping[str, Any]) -> None:
-    """Write a state that whatever the job does leaves as it is, and stop the job if it goes on."""
-    write(documents, STATE_OF.format(uuid=record.uuid), dict(state))
-    if not record.terminal:
+def set_by_hand(documents: Any, manager: Any, record: Any, state: Mapping[str, Any]) -> bool:
+    """Write a state that whatever the job does leaves as it is, and stop the job if it goes on.
+
+    False if the job was pruned a moment before: then nothing is left behind that the next one of its key would find.
+    """
+    key = STATE_OF.format(uuid=record.uuid)
+    write(documents, key, dict(state))
+    now = manager.get_many([record.uuid]).get(record.uuid)
+    if now is None or now.number != record.number:
+        with suppress(zerog.NotFound):
+            documents.remove(key)
+        return False
+    if not now.terminal:
         manager.cancel(record.uuid)
+    return True

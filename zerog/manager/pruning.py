@@ -56,8 +56,9 @@ class Pruning(Waiting):
         """Remove jobs that ended longer ago than their retention; looks at one page of the log of ends.
 
         ``after`` is where an earlier call stopped.  ``job_type`` spares all others; ``older_than``, in seconds, stands
-        for the retention.  A job for which others wait is never removed.  What a crash leaves half removed goes later.
-        At the end of the log ``tidy`` and ``trim`` are due.  What a consumer of ``finished`` is still to hear of stays.
+        for the retention, and without it jobs of types that this process does not know stay.  A job for which others
+        wait is never removed.  What a crash leaves half removed goes later.  At the end of the log ``tidy`` and
+        ``trim`` are due.  What a consumer of ``finished`` is still to hear of stays.
         """
         needed = self.consumers.upto(FINISHED, self.registry.followers(FINISHED))
         entries = self.store.read("finished", after=after, limit=_PAGE)
@@ -84,6 +85,8 @@ class Pruning(Waiting):
     def _is_old(self, record: JobRecord, now: float, job_type: str | None, older_than: float | None) -> bool:
         if not record.terminal or record.finished_at is None or (job_type is not None and record.job_type != job_type):
             return False
+        if older_than is None and record.job_type not in self.registry:
+            return False  # who knows the type knows for how long it is kept, and what belongs to its jobs
         kept = older_than if older_than is not None else self.retention_of(record.job_type)
         if record.finished_at + kept > now:
             return False
