@@ -150,8 +150,8 @@ class Deployment:
         """Wait for the end of a job and return its record."""
 
         def ended() -> dict[str, Any] | None:
-            record = self.job(uuid)
-            return record if record["state"] in TERMINAL else None
+            record = self._seen(uuid)
+            return record if record is not None and record["state"] in TERMINAL else None
 
         return wait_until(ended, seconds, f"the end of job {uuid}; agent:\n{self.log()[-3000:]}")
 
@@ -159,10 +159,15 @@ class Deployment:
         """Wait until the record has these members."""
 
         def there() -> dict[str, Any] | None:
-            record = self.job(uuid)
-            return record if all(record[name] == value for name, value in members.items()) else None
+            record = self._seen(uuid)
+            return record if record is not None and all(record[name] == members[name] for name in members) else None
 
         return wait_until(there, seconds, f"{members} of job {uuid}; agent:\n{self.log()[-3000:]}")
+
+    def _seen(self, uuid: str) -> dict[str, Any] | None:
+        """Return the whole record; None if the store was too slow for its deadline, as any client would look again."""
+        record = self.job(uuid)
+        return None if record.get("code") == "store_unavailable" else record
 
     def wait_for_ledger(self, ledger: Path, uuid: str, attempt: int = 1) -> None:
         """Wait until the job has written that it began: "running" is written before, and a kill may come between."""

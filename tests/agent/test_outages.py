@@ -118,7 +118,7 @@ def test_no_running_job_is_stopped_or_run_twice_while_the_store_is_away_for_leas
     try:
         with deployed(
             tmp_path / "zerog", store, queue, beanstalkd=beanstalkd, couchbase=couchbase,
-            lease=f"{LEASE}s", sweep="1s", deadline="500ms",
+            lease=f"{LEASE}s", sweep="1s", deadline="1s",
         ) as zerog:  # fmt: skip
             zerog.start_agent()
             within = zerog.submit("ledger", {"path": str(ledger), "seconds": LEASE})
