@@ -62,7 +62,7 @@ def applied(zerog: Deployment, href: str, seconds: float = 10.0) -> dict[str, An
 
 @pytest.mark.requirement("M16", "M17")
 def test_what_an_agent_says_of_its_use_is_what_it_uses(zerog: Deployment, tmp_path: Path) -> None:
-    uuid = zerog.submit("greedy", {"megabytes": 150, "seconds": 12, "spin": True})
+    uuid = zerog.submit("greedy", {"megabytes": 150, "seconds": 40, "spin": True})
     zerog.wait_for(uuid, state="running")
     (agent,) = zerog.agents
 
@@ -80,7 +80,7 @@ def test_what_an_agent_says_of_its_use_is_what_it_uses(zerog: Deployment, tmp_pa
         right = abs(usage["ram"] - held) <= 0.1 * held and abs(usage["cpu"] - taken) <= max(0.15, 0.1 * taken)
         return bool(right and taken > 0.3)
 
-    wait_until(near, 8, "what it says to be right")
+    wait_until(near, 30, "what it says to be right")
     usage = shown(zerog)["usage"]
     assert usage["ram"] > 150 * 1024 * 1024
     assert usage["load"] == pytest.approx(psutil.getloadavg(), abs=0.5)
