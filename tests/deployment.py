@@ -18,6 +18,8 @@ import pytest
 
 from tests.described import check_described
 from tests.services import ROOT, Beanstalkd, CouchbaseServer, Process, free_port, wait_until
+from zerog.datastore.sqlite import SQLiteDatastore
+from zerog.documents import OwnDocuments
 
 #: Made once: a client of its own kind takes longer to read all certificates than most tests take.
 TRUST = ssl.create_default_context()
@@ -175,6 +177,15 @@ class Deployment:
             lambda: ledger.exists() and f"{uuid} {attempt}" in ledger.read_text().splitlines(),
             what=f"attempt {attempt} of job {uuid} in its ledger",
         )
+
+    @contextmanager
+    def documents(self, application: str) -> Iterator[OwnDocuments]:
+        """Give the documents of an application, in a store of SQLite."""
+        store = SQLiteDatastore(self.folder / "var" / "zerog.db", "zerog", 5)
+        try:
+            yield OwnDocuments(store, application)
+        finally:
+            store.close()
 
     def info(self, uuid: str) -> dict[str, Any]:
         """Return progress and what happened."""

@@ -30,12 +30,10 @@ from tests.applications.test_bundles import mutated, walked
 from tests.deployment import Deployment, over_pair
 from tests.documented import run_session
 from tests.services import ROOT, wait_until
-from workers.ingest import metadata
-from workers.ingest import services as asking
+from workers.ingest import asking, metadata
+from workers.ingest.services import Refused, Rules
 from zerog import NotFound
 from zerog.chaos.site import until
-from zerog.datastore.sqlite import SQLiteDatastore
-from zerog.documents import OwnDocuments
 
 PAIRS = [("sqlite", "sqlite"), ("couchbase", "beanstalkd")]
 EVERY_DAY = PAIRS[1:]
@@ -481,23 +479,13 @@ def test_the_command_of_the_document_works_literally_and_a_late_worker_cannot_un
         assert by_hand() and left(zerog, "work") == []
 
 
-@contextmanager
-def documents_of(zerog: Deployment) -> Iterator[OwnDocuments]:
-    """Give the documents of ingest in a store of SQLite."""
-    store = SQLiteDatastore(zerog.folder / "var" / "zerog.db", "zerog", 5)
-    try:
-        yield OwnDocuments(store, "workers.ingest")
-    finally:
-        store.close()
-
-
 @pytest.mark.requirement("I13", "I14")
 def test_a_state_whose_command_died_before_it_cancelled_the_job_ends_the_job_all_the_same(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     late = tmp_path / "late"
     by_hand = {"state": "OK", "task": "open tar", "task_percent": "1.0", "exception": "by hand"}
-    with ingesting(tmp_path, request, PAIRS[0]) as zerog, documents_of(zerog) as documents:
+    with ingesting(tmp_path, request, PAIRS[0]) as zerog, zerog.documents("workers.ingest") as documents:
         zerog.start_agent(failpoint=f"own.ingest.after_commit=until:{late}")
         job_id = send(zerog, bundles.GOOD)["job_id"]
         wait_for(zerog, lambda: archived(zerog, job_id) == bundles.FILES, "the files in the archive")
@@ -515,7 +503,7 @@ def test_metadata_stay_when_the_job_was_pruned_and_its_key_is_used_again(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """The same key makes the same UUID; the archive and the metadata go by the number."""
-    with ingesting(tmp_path, request, PAIRS[0]) as zerog, documents_of(zerog) as documents:
+    with ingesting(tmp_path, request, PAIRS[0]) as zerog, zerog.documents("workers.ingest") as documents:
         zerog.start_agent()
         key = {"Idempotency-Key": "again"}
         first = send(zerog, bundles.GOOD, **key)["job_id"]
@@ -884,7 +872,7 @@ def test_rules_that_are_none_are_refused_with_a_reason(tmp_path: Path, text: str
     path = tmp_path / "rules.json"
     path.write_text(text)
     with pytest.raises(asking.ServiceError) as caught:
-        asking.Rules(path).read()
+        Rules(path).read()
     assert str(path) in str(caught.value) and why in str(caught.value)
 
 
@@ -895,9 +883,9 @@ def test_rules_in_what_is_no_file_are_refused_at_once(tmp_path: Path) -> None:
     for name, why in (("fifo", "no regular file"), (".", "directory"), ("none", "No such"), ("a\0b", "null"),
                       ("large", "more than 16,777,216 bytes")):  # fmt: skip
         with pytest.raises(asking.ServiceError, match=why):
-            asking.Rules(tmp_path / name).read()
+            Rules(tmp_path / name).read()
     with pytest.raises(asking.ServiceError, match="no regular file"):
-        asking.Rules(Path("/dev/zero")).read()
+        Rules(Path("/dev/zero")).read()
 
 
 @pytest.mark.requirement("I11")
@@ -906,13 +894,13 @@ def test_the_first_rule_that_fits_decides_and_what_it_does_not_name_fits_everyth
     path.write_text(
         '[{"project": 7, "allow": true}, {"user": "eve", "project": "p", "allow": true}, {"user": "eve", "allow": false}]'
     )
-    rules = asking.Rules(path)
+    rules = Rules(path)
     for user, project, may in (("eve", "7", True), ("eve", "p", True), ("eve", "q", False), ("bob", "q", True)):
         found = metadata.Metadata([], {}, {"Transactions.project": project})
         if may:
             rules.check(found, user)
         else:
-            with pytest.raises(asking.Refused, match="do not allow eve to ingest for the project q"):
+            with pytest.raises(Refused, match="do not allow eve to ingest for the project q"):
                 rules.check(found, user)
 
 

@@ -24,8 +24,6 @@ from tests.documented import run_session
 from tests.services import Process, free_port, wait_until
 from zerog.chaos.site import until
 from zerog.datastore.faulty import Faults
-from zerog.datastore.sqlite import SQLiteDatastore
-from zerog.documents import OwnDocuments
 
 PAIRS = [("sqlite", "sqlite"), ("couchbase", "beanstalkd")]
 EVERY_DAY = PAIRS[1:]
@@ -466,9 +464,8 @@ def test_an_execution_whose_document_is_gone_ends_all_the_same(request: pytest.F
     with processing(tmp_path, request, PAIRS[0]) as zerog:
         one = create(zerog, "precious")
         made = execute(zerog, one).json()
-        store = SQLiteDatastore(tmp_path / "var" / "zerog.db", "zerog", 5)
-        OwnDocuments(store, "workers.processing").remove(f"execution:{made['id']}")
-        store.close()
+        with zerog.documents("workers.processing") as documents:
+            documents.remove(f"execution:{made['id']}")
         zerog.start_agent()
         (result,) = wait_for_results(zerog, one, 1)
         assert result["execution"] == made and result["is_success"]

@@ -20,8 +20,9 @@ import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 import zerog
+from workers.ingest.asking import ServiceError, asked, shown
 from workers.ingest.metadata import DATA, MAX_METADATA, NAME
-from workers.ingest.services import Rules, ServiceError, asked, shown
+from workers.ingest.services import Rules
 from workers.ingest.steps import JOB_TYPES, TASKS, set_by_hand, state_of
 from workers.ingest.tar import BadBundle, Names, checked_path, show
 from workers.ingest.volume import Volume

@@ -14,8 +14,9 @@ from pydantic import BaseModel, Field
 
 import zerog
 import zerog.server
+from workers.ingest.asking import ServiceError
 from workers.ingest.metadata import MAX_METADATA
-from workers.ingest.services import Rules, ServiceError, policy_of
+from workers.ingest.services import Rules, policy_of
 from workers.ingest.settings import Settings
 from workers.ingest.steps import INGEST, JOB_TYPES, MOVE, UPLOADING, newest_of, state_of, state_view
 from workers.ingest.volume import Exists, Part, Volume

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,17 +16,18 @@ from pydantic import Field
 
 import zerog
 from workers.ingest import metadata, tar
+from workers.ingest.asking import ServiceError
 from workers.ingest.metadata import BadMetadata, Listed, Metadata
 from workers.ingest.services import (
     PIECE,
     Archive,
     KeptMetadata,
     Refused,
-    ServiceError,
     archive_of,
     ids_of,
     metadata_of,
     policy_of,
+    remove,
     withdraw,
 )
 from workers.ingest.settings import Settings
@@ -436,8 +437,7 @@ class Cleaner(zerog.Consumer):
         volume.forget_sources(record.uuid)
         if str(record.state) == "succeeded":
             volume.forget(str(record.parameters["bundle"]))
-            with suppress(zerog.NotFound):
-                self.documents.remove(TASK_OF.format(uuid=record.uuid))
+            remove(self.documents, TASK_OF.format(uuid=record.uuid))
             return
         state = record.job_state or {}
         if state.get("moved"):

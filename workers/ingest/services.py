@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import stat
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Protocol
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 import zerog
+from workers.ingest.asking import TRIES, ServiceError, asked
 from workers.ingest.metadata import Listed, Metadata, once
 from workers.ingest.settings import Settings
 from workers.ingest.tar import show
 from workers.ingest.volume import Staged, Volume
 
-#: Seconds that a service may be silent, and of its whole answer; how often it is asked.
-_TIMEOUT, _LONGEST, _TRIES = 10.0, 30.0, 3
 #: Bytes of a file with rules.
 _MOST_RULES = 16 * 1024 * 1024
-#: Bytes that are handed on in one go, characters of a piece of metadata in the store, and bytes of an answer.
-PIECE, _TEXT, _ANSWER = 1024 * 1024, 200_000, 16 * 1024 * 1024
+#: Bytes that are handed on in one go, and characters of a piece of metadata in the store.
+PIECE, _TEXT = 1024 * 1024, 200_000
 
 
 #: Gives the bytes of a file, from the start each time.
 Pieces = Callable[[], Iterator[bytes]]
-
-
-class ServiceError(Exception):
-    """A service did not do what was asked of it, in three tries."""
 
 
 class Refused(Exception):
@@ -116,14 +107,14 @@ class Rule(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    user: str = ""
-    project: Annotated[str, BeforeValidator(_project)] = ""
+    # None where it is missing, and only there: a null would be no text.
+    user: str = Field(None)  # type: ignore[assignment]
+    project: Annotated[str, BeforeValidator(_project)] = Field(None)  # type: ignore[assignment]
     allow: bool
 
     def fits(self, user: str, project: str) -> bool:
         """Return whether it is about this user and this project."""
-        asked = {"user": user, "project": project}
-        return all(getattr(self, name) == asked[name] for name in self.model_fields_set & set(asked))
+        return self.user in (None, user) and self.project in (None, project)
 
 
 _RULES = TypeAdapter(list[Rule])
@@ -225,24 +216,19 @@ class KeptMetadata:
         write(self._documents, f"metadata:{job_id}", {"pieces": most, "complete": False})
         for number, piece in enumerate(pieces):
             write(self._documents, f"metadata:{job_id}:{number}", piece)
-        self._forget(f"metadata:{job_id}:{number}" for number in range(count, most))
+        remove(self._documents, *(f"metadata:{job_id}:{number}" for number in range(count, most)))
         write(self._documents, f"metadata:{job_id}", {"pieces": count, "complete": True})
 
     def remove(self, job_id: int) -> None:
         """Remove what was written, if anything was."""
-        self._forget(f"metadata:{job_id}:{number}" for number in range(self._count(job_id)))
-        self._forget([f"metadata:{job_id}"])
+        pieces = (f"metadata:{job_id}:{number}" for number in range(self._count(job_id)))
+        remove(self._documents, *pieces, f"metadata:{job_id}")
 
     def _count(self, job_id: int) -> int:
         try:
             return int(self._documents.get(f"metadata:{job_id}")[0]["pieces"])
         except zerog.NotFound:
             return 0
-
-    def _forget(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            with suppress(zerog.NotFound):
-                self._documents.remove(key)
 
 
 def write(documents: Any, key: str, value: Any) -> None:
@@ -257,6 +243,13 @@ def write(documents: Any, key: str, value: Any) -> None:
                 return
             except (zerog.Conflict, zerog.NotFound):
                 continue
+
+
+def remove(documents: Any, *keys: str) -> None:
+    """Remove documents, one after the other, as far as they are there."""
+    for key in keys:
+        with suppress(zerog.NotFound):
+            documents.remove(key)
 
 
 # Forms over HTTP
@@ -329,7 +322,7 @@ class HTTPArchive:
                 self.remove(id)
             except ServiceError as error:
                 errors.append(error)
-                if len(errors) == _TRIES:
+                if len(errors) == TRIES:
                     break  # it is away: whoever tidies up tries again
         if errors:
             raise errors[0]
@@ -349,74 +342,6 @@ class HTTPMetadata:
         """Send the metadata."""
         body = json.dumps(entries).encode()
         asked("PUT", self._url, lambda: iter([body]), len(body), {"Content-Type": "application/json"})
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Takes a redirect for what it is: no answer to what was asked."""
-
-    def redirect_request(self, *_: Any) -> None:
-        """Follow none."""
-        return
-
-
-#: Asks the very service that the settings name, by no other way.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
-
-
-def shown(url: str) -> str:
-    """Return a URL without what may be secret in it."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def asked(
-    method: str,
-    url: str,
-    body: Callable[[], Iterator[bytes]] | None = None,
-    size: int = 0,
-    headers: Mapping[str, str] | None = None,
-    refusals: bool = False,
-    missing: bool = False,
-) -> tuple[int, bytes]:
-    """Ask a service, three times at most, and return its status and its answer; ``ServiceError`` after that.
-
-    With ``refusals`` a status of 4xx is an answer too, with ``missing`` 404 and 410 are.
-    """
-    why = ""
-    for _ in range(_TRIES):
-        request = urllib.request.Request(url, method=method, headers=dict(headers or {}))
-        if body is not None:
-            request.data = body()
-            request.add_header("Content-Length", str(size))
-        try:
-            status, content = _answer(request)
-        except (OSError, http.client.HTTPException) as error:
-            why = str(error) or type(error).__name__
-            continue
-        if status < 300 or (refusals and status < 500) or (missing and status in (404, 410)):
-            return status, content
-        why = f"it answered {status}: {content[:200].decode('utf-8', 'replace')}"
-    raise ServiceError(f"{method} {shown(url)}: {why}")
-
-
-def _answer(request: urllib.request.Request) -> tuple[int, bytes]:
-    """Return the status of an answer, whichever it is, and its body, which must come in time and be no larger."""
-    try:
-        answer = _OPENER.open(request, timeout=_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        answer = error
-    latest = time.monotonic() + _LONGEST
-    content = bytearray()
-    with answer:
-        while piece := answer.read1(PIECE):
-            content += piece
-            if len(content) > _ANSWER:
-                raise OSError(f"its answer is larger than {_ANSWER} bytes")
-            if time.monotonic() > latest:
-                raise TimeoutError(f"its answer took more than {_LONGEST:g} seconds")
-        if getattr(answer, "length", 0):
-            raise http.client.IncompleteRead(bytes(content), answer.length)
-        return answer.status, bytes(content)
 
 
 def ids_of(settings: Settings, documents: Any) -> Ids:

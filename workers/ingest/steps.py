@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import zerog
-from workers.ingest.services import write
+from workers.ingest.services import remove, write
 
 UPLOADING, OPEN_TAR, LOAD_METADATA, POLICY = "UPLOADING", "open tar", "load metadata", "Policy Validation"
 INGEST_FILES, MOVE_FILES, INGEST_METADATA = "ingest files", "move files", "ingest metadata"
@@ -137,8 +137,7 @@ def set_by_hand(documents: Any, manager: Any, record: Any, state: Mapping[str, A
     write(documents, key, dict(state))
     now = manager.get_many([record.uuid]).get(record.uuid)
     if now is None or now.number != record.number:
-        with suppress(zerog.NotFound):
-            documents.remove(key)
+        remove(documents, key)
         return False
     if not now.terminal:
         manager.cancel(record.uuid)

@@ -45,7 +45,7 @@ class Pruning(Waiting):
 
     def retention_of(self, job_type: str) -> float:
         """Return the seconds for which jobs of a type are kept after their end."""
-        own = self.registry.get(job_type).retention if job_type in self.registry else None
+        own = self.registry.get(job_type).retention
         return self.retention if own is None else own
 
     def shortest_retention(self) -> float:
